@@ -1,0 +1,109 @@
+"""The agent of one node: `accelerate launch` (so torchrun) with its rough edges taken off.
+
+It dies with the launcher; it rendezvous on loopback where all processes are on this machine; and
+it says in a file which of its processes failed. Started as `python -m launcher.agent EXITS ARGS…`,
+where ARGS are those of `accelerate launch`.
+"""
+
+import signal
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
+
+from launcher.processes import die_with_parent
+from launcher.run_dir import write_json
+
+_HOST = "127.0.0.1"
+
+
+class LoopbackRendezvous(RendezvousHandler):
+    """One node meets itself: a store that listens on 127.0.0.1 only, on a port of the kernel's.
+
+    Every stock rendezvous listens on all interfaces, whatever address it is told, and picks a
+    port that somebody else may take before it is used. Here the socket is bound before the store
+    gets it, so that two runs can neither collide nor meet.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._store: Store | None = None
+        self._port = 0
+
+    def get_backend(self) -> str:
+        """Name this kind of rendezvous."""
+        return "loopback"
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Let workers use the agent's store: one port in all."""
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Return the store and this node's place: the only one."""
+        if self._store is None:
+            listener = socket.create_server((_HOST, 0))
+            self._port = listener.getsockname()[1]
+            self._store = TCPStore(
+                _HOST,
+                self._port,
+                is_master=True,
+                timeout=timedelta(minutes=5),
+                wait_for_workers=False,
+                master_listen_fd=listener.detach(),
+            )
+        store = PrefixStore(self._run_id, self._store)
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(_HOST, self._port))
+
+    def is_closed(self) -> bool:
+        """Say that it is open."""
+        return False
+
+    def set_closed(self) -> None:
+        """Need no closing."""
+
+    def num_nodes_waiting(self) -> int:
+        """Say that no node waits."""
+        return 0
+
+    def get_run_id(self) -> str:
+        """Return the id of the run."""
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        """Need no shutting down."""
+        return True
+
+
+def main(argv: list[str]) -> int:
+    """Run `accelerate launch` with these arguments; returns the exit code."""
+    die_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stop requests go to the workers directly
+    rendezvous_handler_registry.register("loopback", _create)
+    exits, *arguments = argv
+    try:
+        launch_command(launch_command_parser().parse_args(arguments))
+    except ChildFailedError as error:
+        codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
+        write_json(Path(exits), codes)
+        return 1
+    return 0
+
+
+def _create(parameters: RendezvousParameters) -> RendezvousHandler:
+    return LoopbackRendezvous(parameters.run_id)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

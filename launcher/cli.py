@@ -1,0 +1,197 @@
+"""The command line: click commands and nothing else."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher import __version__
+from launcher.config import describe as describe_run
+from launcher.config import new_run_path
+from launcher.errors import BadInput, LauncherError, RunDirError
+from launcher.launch import Nodes, check, gpus, launch
+from launcher.recipe import Recipe, configure, describe, split_overrides
+from launcher.recipe_file import RecipeFile, bundled, find, load, one_line, outline
+from launcher.run_dir import RunDir, read_config, write_text
+
+
+class _OneError(click.Group):
+    """Shows an error of ours as one message with its hint and exit code, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LauncherError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(error.message, err=True)
+            if error.hint:
+                click.secho("hint: ", fg="cyan", nl=False, err=True)
+                click.echo(error.hint, err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_OneError, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="launcher")
+def main() -> None:
+    """Train one recipe on a CPU, on several GPUs or machines, with the same numbers.
+
+    \b
+    launcher run digits                    train on this machine
+    launcher run digits --nproc 2          the same numbers, from two processes
+    launcher run my.py epochs=10           a recipe of your own, a hyperparameter changed
+    launcher debug my.py                   a few batches, in this process, with breakpoint()
+    launcher recipes copy digits my.py     a file to start from
+    """
+
+
+@main.command(context_settings={"ignore_unknown_options": False})
+@click.argument("recipe")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- ...]")
+@click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
+@click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for everything the run makes. [default: runs/RECIPE-TIME-ID]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Take hyperparameters and processes from a run's config.json, to repeat it.",
+)
+@click.option("--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM.")
+@click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0.")
+@click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0.")
+@click.option(
+    "--tracking",
+    type=click.Choice(["disabled"]),
+    default="disabled",
+    help="Where metrics go besides the run directory.",
+)
+def run(
+    recipe: str,
+    words: tuple[str, ...],
+    nproc: int | None,
+    cpu: bool,
+    run_dir: Path | None,
+    config: Path | None,
+    nnodes: int,
+    node_rank: int,
+    rdzv_endpoint: str | None,
+    tracking: str,
+) -> None:
+    """Train RECIPE: a bundled name or the path of a file.
+
+    Hyperparameters follow it as KEY=VALUE; `launcher recipes show RECIPE` lists them. What comes
+    after -- goes to `accelerate launch` as it stands.
+    """
+    overrides, extra = _split_extra(words)
+    file, made, told = _configured(recipe, overrides, config)
+    repeated = told.get("world_size") if nnodes == 1 else None
+    nodes = Nodes(
+        nproc=nproc or repeated or max(1, 0 if cpu else gpus()),
+        nnodes=nnodes,
+        node_rank=node_rank,
+        endpoint=rdzv_endpoint,
+        cpu=cpu,
+    )
+    check(nodes)
+    if nnodes > 1 and run_dir is None:
+        raise BadInput("several machines need --run-dir, the same folder on each")
+    folder = RunDir((run_dir or new_run_path(file.name)).absolute())
+    # Machine 0 makes the run directory; the others, which may not share its disk, keep a copy of
+    # what they were told in its logs.
+    spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
+    spec.create(describe_run(file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=cpu), file.source)
+    folder.logs.mkdir(exist_ok=True)
+    launch(folder, spec, nodes, extra)
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
+@click.pass_context
+def debug(ctx: click.Context, recipe: str, words: tuple[str, ...], steps: int) -> None:
+    """Train a few batches of RECIPE in this process, on the CPU, and test a few.
+
+    breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
+    is written.
+    """
+    file, _, _ = _configured(recipe, words, None)
+    recipe_type = load(file)
+    from launcher.worker import debug as debug_in_process  # the wall: torch is loaded only here
+
+    made = configure(recipe_type, file.name, split_overrides(words))
+    try:
+        debug_in_process(made, steps)
+    except BadInput:
+        raise
+    except LauncherError as error:
+        click.echo(f"error: {error}", err=True)
+        ctx.exit(error.exit_code)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List the bundled recipes, show one, or copy one to edit."""
+    if ctx.invoked_subcommand is None:
+        files = [find(path.stem) for path in bundled()]
+        width = max(len(file.name) for file in files)
+        for file in files:
+            click.echo(f"{file.name:<{width}}  {one_line(file)}")
+
+
+@recipes.command("show")
+@click.argument("recipe")
+def show(recipe: str) -> None:
+    """Print every hyperparameter of RECIPE with type, default and meaning."""
+    file = find(recipe)
+    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n")
+    rows = [(h.name, h.type, _shown(h.default), h.meaning) for h in describe(outline(file))]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, kind, default, meaning in rows:
+        click.echo(
+            f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {default:<{widths[2]}}  {meaning}".rstrip()
+        )
+
+
+@recipes.command("copy")
+@click.argument("recipe")
+@click.argument("target", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+def copy(recipe: str, target: Path) -> None:
+    """Copy RECIPE to FILE, for you to edit."""
+    file = find(recipe)
+    if target.exists():
+        raise RunDirError(f"`{target}` exists", hint="give another name; nothing was overwritten")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, file.source)
+    except OSError as error:
+        raise RunDirError(f"`{target}` cannot be written: {error.strerror}") from error
+    click.echo(f"copied; train it with: launcher run {target}")
+
+
+def _split_extra(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Split `key=value … -- for accelerate` at what click left of the `--`."""
+    extra = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    return list(words[: len(words) - len(extra)]), extra
+
+
+def _configured(
+    recipe: str, words: list[str] | tuple[str, ...], config: Path | None
+) -> tuple[RecipeFile, Recipe, dict[str, Any]]:
+    """Return the recipe file, the recipe made from --config and overrides, and the config."""
+    overrides = split_overrides(words)
+    told = read_config(config) if config else {}
+    file = find(recipe)
+    if told:
+        file = file._replace(name=told.get("recipe", file.name))
+    values = told.get("hyperparameters", {}) | overrides
+    return file, configure(outline(file), file.name, values), told
+
+
+def _shown(default: Any) -> str:
+    return "none" if default is None else str(default).lower() if default in (True, False) else str(default)

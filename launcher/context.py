@@ -1,0 +1,123 @@
+"""Who this process is among the processes of the run, and how they talk to each other."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.errors import PeerFailed, TrainingFailed
+
+T = TypeVar("T")
+
+
+class Context:
+    """Rank, world size and device of this process, and the collectives the run needs.
+
+    Every method that says "collective" must be called by all ranks in the same order.
+    """
+
+    def __init__(
+        self, *, cpu: bool = False, mixed_precision: str = "no", expected_world: int | None = None
+    ) -> None:
+        """Join the process group; collective. Raises TrainingFailed where ranks are missing."""
+        on_cpu = cpu or not torch.cuda.is_available()
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            _stay_on_loopback()
+        self.accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
+        self.rank: int = self.accelerator.process_index
+        self.world_size: int = self.accelerator.num_processes
+        self.local_rank: int = self.accelerator.local_process_index
+        self.device: torch.device = self.accelerator.device
+        expected = expected_world or started
+        if self.world_size != expected:
+            raise TrainingFailed(
+                f"{expected} processes were asked for, but this one is in a world of "
+                f"{self.world_size}",
+                hint="start it with `launcher run --nproc N`, which passes Accelerate what it needs",
+            )
+
+    def close(self) -> None:
+        """Leave the process group; a process that just exits often aborts in gloo's threads."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all ranks, in place; collective."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, value: bool) -> bool:
+        """Return whether any rank says so; collective, and so a barrier too."""
+        return bool(self.reduce(torch.tensor([float(value)], device=self.device)).item())
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank; collective, for start-up only."""
+        values: list[T | None] = [None] * self.world_size
+        if self.world_size == 1:
+            return [value]
+        dist.all_gather_object(values, value)
+        return cast("list[T]", values)
+
+    def local_first(self, make: Callable[[], T]) -> T:
+        """Call `make` on the first rank of each node, then on the others; collective.
+
+        Where one fails all fail: it with its own error, the others with PeerFailed.
+        """
+        for turn in (self.local_rank == 0, self.local_rank != 0):
+            error: Exception | None = None
+            if turn:
+                try:
+                    made = make()
+                except Exception as caught:  # noqa: BLE001  # raised below, after the others know
+                    error = caught
+            failed = self.agree(error is not None)
+            if error:
+                raise error
+            if failed:
+                raise PeerFailed("another rank could not get ready")
+        return made
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device, with autocast as asked, and wrap it in DDP; collective."""
+        return cast("nn.Module", self.accelerator.prepare_model(model))
+
+    @contextmanager
+    def gradients(self, model: nn.Module, *, synchronise: bool) -> Iterator[None]:
+        """Forward and backward of a micro-batch; only the last of a step synchronises ranks."""
+        if synchronise or not isinstance(model, DistributedDataParallel):
+            yield
+        else:
+            with model.no_sync():
+                yield
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all ranks the buffers of rank 0 (batch norm statistics); collective."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside DDP: forward passes that do not wait for other ranks."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return cast("nn.Module", inner)
+
+
+def _stay_on_loopback() -> None:
+    """Keep gloo off the network where all processes are on this machine."""
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,0 +1,64 @@
+"""Every error a user can meet: what happened, what to do, and the exit code.
+
+LauncherError            1
+├── BadInput             2   a mistake in what was asked: nothing was started, nothing is written
+│   ├── RecipeError      2   no such recipe, a broken file, an unknown or wrong hyperparameter
+│   ├── DataError        2   data that is missing, empty or of the wrong kind
+│   └── RunDirError      2   a run directory that is taken or cannot be written
+├── TrainingFailed       1   a process of the run failed
+│   ├── NonFiniteLoss    1   the loss became NaN or infinite
+│   └── PeerFailed       1   another rank failed; this one only noticed
+└── Stopped              75  stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h)
+"""
+
+from typing import ClassVar
+
+
+class LauncherError(Exception):
+    """An error with a message for the user and a hint that says what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class BadInput(LauncherError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class RecipeError(BadInput):
+    """The recipe, or a hyperparameter of it, is not usable."""
+
+
+class DataError(BadInput):
+    """The data a recipe asks for are missing, empty or of the wrong kind."""
+
+
+class RunDirError(BadInput):
+    """The run directory is taken, missing or cannot be written."""
+
+
+class TrainingFailed(LauncherError):
+    """A process of the run failed."""
+
+
+class NonFiniteLoss(TrainingFailed):
+    """The loss became NaN or infinite."""
+
+
+class PeerFailed(TrainingFailed):
+    """Another rank failed and this one had to stop; never the first cause."""
+
+
+class Stopped(LauncherError):
+    """The run stopped on request at a step boundary and can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,80 @@
+"""What can go wrong between steps: stop requests that all ranks agree on, and broken losses."""
+
+import math
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from launcher.errors import NonFiniteLoss
+from launcher.metrics import Totals
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether this process was asked to stop: a flag set by a signal, read between steps.
+
+    A second Ctrl-C raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in _STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Pulse:
+    """When ranks talk to each other apart from gradients: at reports, else about once a second.
+
+    A stop request on one rank must stop all at the same step, but an all-reduce a step would cost
+    fast models dearly. So the next exchange is a number of steps away that all ranks compute from
+    the same reduced step time.
+    """
+
+    def __init__(self, interval_s: float = 1.0) -> None:
+        self.interval_s = interval_s
+        self._steps_left = 1
+        self._steps_since = 0
+        self._since = time.perf_counter()
+
+    def due(self) -> bool:
+        """Count a step; return whether ranks talk after it."""
+        self._steps_left -= 1
+        self._steps_since += 1
+        return self._steps_left <= 0
+
+    def elapsed_s(self) -> float:
+        """Seconds on this rank since the last exchange."""
+        return time.perf_counter() - self._since
+
+    def beat(self, mean_elapsed_s: float) -> None:
+        """Plan the next exchange; `mean_elapsed_s` must be the same on all ranks."""
+        step_s = max(mean_elapsed_s / max(self._steps_since, 1), 1e-6)
+        reach = 2 * max(self._steps_since, 1)  # the first steps say little: grow step by step
+        self._steps_left = max(1, min(int(self.interval_s / step_s), reach))
+        self._steps_since = 0
+        self._since = time.perf_counter()
+
+
+def check_finite(totals: Totals, first_step: int, epoch: int) -> None:
+    """Raise NonFiniteLoss that names the first step whose loss is NaN or infinite."""
+    for offset, loss in enumerate(totals.losses):
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss became {loss} at step {first_step + offset} (epoch {epoch})",
+                hint="try a smaller learning_rate; `launcher debug` finds the operation",
+            )

@@ -1,0 +1,78 @@
+"""Loss and accuracy as sums and counts on the device, reduced over all ranks once a report."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from launcher.recipe import StepSums
+
+
+class Totals(NamedTuple):
+    """Sums over all ranks since the last report."""
+
+    losses: list[float]  # summed loss of each step
+    count: float  # what the loss is a mean over
+    correct: int | None  # None where the recipe has no accuracy
+    samples: int
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return sum(self.losses) / max(self.count, 1)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of what was counted that was right, None where the recipe has no accuracy."""
+        return None if self.correct is None else self.correct / max(self.count, 1)
+
+
+class Sums:
+    """What one rank has summed since the last report, for up to `capacity` steps.
+
+    Losses are kept step by step (float64), so that one all-reduce also tells in which step a
+    loss became NaN. Nothing is copied to the host before `vector` is reduced and read.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self._losses = torch.zeros(capacity, dtype=torch.float64, device=device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; done after a report."""
+        self._losses.zero_()
+        self._step = 0
+        self._count: int | Tensor = 0
+        self._correct: int | Tensor = 0
+        self._samples = 0
+        self._has_accuracy = True
+
+    def add(self, sums: StepSums) -> None:
+        """Add a micro-batch of the current step."""
+        self._losses[self._step] += sums.loss.detach()
+        self._count = self._count + sums.count
+        if sums.correct is None:
+            self._has_accuracy = False
+        else:
+            self._correct = self._correct + sums.correct.detach()
+
+    def end_batch(self, samples: int) -> None:
+        """Count the samples of this rank's shard, once all its micro-batches were added."""
+        self._samples += samples
+
+    def end_step(self, samples: int) -> None:
+        """End a batch and go on to the next step."""
+        self.end_batch(samples)
+        self._step += 1
+
+    def vector(self) -> Tensor:
+        """Return everything as one float64 tensor to be summed over ranks, (capacity + 3,)."""
+        tail = [self._count, self._correct, self._samples]
+        values = [torch.as_tensor(v, dtype=torch.float64).to(self._losses.device) for v in tail]
+        return torch.cat([self._losses, *(value.reshape(1) for value in values)])
+
+    def totals(self, reduced: list[float]) -> Totals:
+        """Read a reduced vector back."""
+        *losses, count, correct, samples = reduced
+        right = round(correct) if self._has_accuracy else None
+        return Totals(losses[: max(self._step, 1)], count, right, round(samples))

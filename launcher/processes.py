@@ -1,0 +1,46 @@
+"""What the operating system knows of processes: parents that die, trees to signal and to kill."""
+
+import ctypes
+import os
+import signal
+import sys
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent dies (Linux only).
+
+    Without it a SIGKILL of the launcher or the agent would leave workers training on their own.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel was told
+        os.kill(os.getpid(), number)
+
+
+def children(pid: int, *, recursive: bool) -> list[psutil.Process]:
+    """Return the living children of a process, [] when it is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=recursive)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all that descend from it, and wait until they are gone."""
+    doomed = children(pid, recursive=True)
+    for process in doomed:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    psutil.wait_procs(doomed, timeout=10)

@@ -1,0 +1,91 @@
+"""All randomness of a run, derived from (seed, epoch, step, rank, sample) and nothing else.
+
+A counter-based generator: SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom
+number generators") mixes the words of a key into 64 well-distributed bits. What belongs to a
+sample never depends on the world size, the batch it is in, or the data worker that loads it.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+Words = npt.NDArray[np.uint64]
+
+# What a key is for: keys of different purposes never collide.
+_STEP, _SAMPLE, _INIT = 1, 2, 3
+
+
+def mix(*words: int) -> int:
+    """Return 63 bits that depend on all the words and their order."""
+    state = 0
+    for word in words:
+        state = (state + _GAMMA + word) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def _mix_array(state: Words) -> Words:
+    state = state + np.uint64(_GAMMA)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+class SampleRandom:
+    """Random numbers for the samples of one batch, each sample with a stream of its own.
+
+    Sample `indices[i]` gets the same numbers in every epoch `epoch` of a run with `seed`, whatever
+    else is in its batch. Each call draws fresh numbers.
+    """
+
+    def __init__(self, seed: int, epoch: int, indices: Sequence[int]) -> None:
+        base = np.uint64(mix(_SAMPLE, seed, epoch))
+        self._state: Words = _mix_array(np.asarray(indices, dtype=np.uint64) ^ base)
+        self._drawn = 0
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def uniform(self, count: int = 1) -> torch.Tensor:
+        """Return float32 numbers in [0, 1), shape (samples, count)."""
+        counters = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
+        self._drawn += count
+        words = _mix_array(self._state[:, None] ^ (counters * np.uint64(_GAMMA)))
+        return torch.from_numpy((words >> np.uint64(40)).astype(np.float32) / (1 << 24))
+
+    def integers(self, low: int, high: int, count: int = 1) -> torch.Tensor:
+        """Return int64 numbers in [low, high), shape (samples, count)."""
+        return (self.uniform(count) * (high - low)).long() + low
+
+
+def seed_sample(seed: int, epoch: int, index: int) -> None:
+    """Seed Python's, numpy's and torch's CPU generators for one sample of an ordinary dataset."""
+    key = mix(_SAMPLE, seed, epoch, index)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002  # what datasets use is the global generator
+    torch.default_generator.manual_seed(key)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what the model draws in one step (dropout): it differs by rank and by step."""
+    _seed_torch(mix(_STEP, seed, step, rank))
+
+
+def seed_init(seed: int) -> None:
+    """Seed everything before the model is built: the same weights on every rank."""
+    random.seed(mix(_INIT, seed))
+    np.random.seed(mix(_INIT, seed) & 0xFFFFFFFF)  # noqa: NPY002  # a model may use it
+    _seed_torch(seed)
+
+
+def _seed_torch(key: int) -> None:
+    torch.default_generator.manual_seed(key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(key)

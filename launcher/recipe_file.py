@@ -1,0 +1,205 @@
+"""Recipe files: find them by name or path, read their outline without torch, load them."""
+
+import ast
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from launcher.errors import RecipeError
+from launcher.recipe import Recipe, missing_methods
+from launcher.run_dir import assets
+
+
+class RecipeFile(NamedTuple):
+    """A recipe's name, where it is, and its text."""
+
+    name: str
+    path: Path
+    source: str
+
+
+def bundled() -> list[Path]:
+    """Return the recipe files that ship with the package, by name."""
+    return sorted(assets("recipes").glob("[!_]*.py"))
+
+
+def find(name_or_path: str) -> RecipeFile:
+    """Find a recipe by bundled name or by path; raises RecipeError with the nearest name."""
+    shipped = {path.stem: path for path in bundled()}
+    path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        near = get_close_matches(name_or_path, shipped, n=1)
+        raise RecipeError(
+            f"there is no recipe `{name_or_path}`",
+            hint=f"did you mean `{near[0]}`?" if near else "`launcher recipes` lists them; "
+            "any other is named by the path of its file",
+        )
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
+    return RecipeFile(path.stem, path.resolve(), source)
+
+
+def one_line(file: RecipeFile) -> str:
+    """Return the first line of the recipe's docstring, '' when it has none."""
+    family = _recipe_family(_parse(file))
+    return (ast.get_docstring(family[-1]) or "").partition("\n")[0] if family else ""
+
+
+def outline(file: RecipeFile) -> type[Recipe]:
+    """Return the recipe's class with its hyperparameters, without running the rest of the file.
+
+    Methods are there by name only and third-party imports are left out, so torch is not
+    imported. Where the fields need more than that (a base class from another file, a default
+    computed with numpy), the file is loaded in full.
+
+    Raises RecipeError for a syntax error, no recipe or two, or a missing method.
+    """
+    tree = _parse(file)
+    family = _recipe_family(tree)
+    module = _module(file)
+    vars(module)["Recipe"] = Recipe
+    try:
+        for statement in tree.body:
+            if _is_standard_import(statement) or isinstance(statement, ast.Assign | ast.AnnAssign):
+                _run_if_possible(statement, file, module)
+            elif statement in family:
+                _run(_without_bodies(statement), file, module)
+    except RecipeError:
+        raise
+    except Exception:  # noqa: BLE001  # whatever the outline lacks, the whole file has
+        return load(file)
+    return _checked(module, file) if family else load(file)
+
+
+def load(file: RecipeFile) -> type[Recipe]:
+    """Run a recipe file and return its recipe class; the folder of the file is importable.
+
+    Raises RecipeError for a syntax error, an error while it runs, no recipe or two, or a
+    missing method.
+    """
+    _parse(file)
+    folder = str(file.path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = _module(file)
+    try:
+        exec(compile(file.source, str(file.path), "exec"), vars(module))  # noqa: S102  # the user's own program
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"recipe `{file.path}` fails when it is loaded: {type(error).__name__}: {error}",
+            hint=_where(error, file),
+        ) from error
+    return _checked(module, file)
+
+
+def _parse(file: RecipeFile) -> ast.Module:
+    try:
+        return ast.parse(file.source, filename=str(file.path))
+    except SyntaxError as error:
+        raise RecipeError(
+            f"syntax error in {file.path}, line {error.lineno}: {error.msg}",
+            hint=(error.text or "").strip() or None,
+        ) from error
+    except ValueError as error:  # a NUL byte
+        raise RecipeError(f"{file.path} is not a Python file: {error}") from error
+
+
+def _recipe_family(tree: ast.Module) -> list[ast.ClassDef]:
+    """Return the classes of a file that inherit from `Recipe`, directly or through each other."""
+    family: dict[str, ast.ClassDef] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.ClassDef):
+            bases = {ast.unparse(base).rpartition(".")[2] for base in statement.bases}
+            if bases & {"Recipe", *family}:
+                family[statement.name] = statement
+    return list(family.values())
+
+
+def _checked(module: ModuleType, file: RecipeFile) -> type[Recipe]:
+    """Return the one recipe class that a module defines, complete."""
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Recipe)
+        and value.__module__ == module.__name__
+    ]
+    leaves = [c for c in own if not any(c in other.__bases__ for other in own)]
+    if not leaves:
+        raise RecipeError(
+            f"{file.path} has no recipe", hint="a recipe is a class that inherits from `Recipe`"
+        )
+    if len(leaves) > 1:
+        names = ", ".join(c.__name__ for c in leaves)
+        raise RecipeError(
+            f"{file.path} has {len(leaves)} recipes: {names}", hint="keep one in a file"
+        )
+    recipe_type = leaves[0]
+    if missing := missing_methods(recipe_type):
+        raise RecipeError(
+            f"recipe `{file.name}` lacks the method `{missing[0]}`",
+            hint="`launcher recipes copy digits my_recipe.py` gives an example to start from",
+        )
+    if "__dataclass_params__" not in vars(recipe_type):
+        raise RecipeError(
+            f"recipe `{recipe_type.__name__}` is not a dataclass",
+            hint="write @dataclass(frozen=True) above the class",
+        )
+    return recipe_type
+
+
+def _module(file: RecipeFile) -> ModuleType:
+    """Return an empty module for a recipe, known to `sys.modules` so that types resolve."""
+    module = ModuleType(f"recipe_{file.name}")
+    module.__file__ = str(file.path)
+    sys.modules[module.__name__] = module
+    return module
+
+
+def _is_standard_import(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Import):
+        return all(a.name.partition(".")[0] in sys.stdlib_module_names for a in statement.names)
+    if isinstance(statement, ast.ImportFrom):
+        return (statement.module or "").partition(".")[0] in sys.stdlib_module_names
+    return False
+
+
+def _without_bodies(statement: ast.stmt) -> ast.ClassDef:
+    """Return a class whose methods are there by name only; `__post_init__` keeps its checks."""
+    assert isinstance(statement, ast.ClassDef)
+    body: list[ast.stmt] = []
+    for member in statement.body:
+        if isinstance(member, ast.FunctionDef) and member.name != "__post_init__":
+            body += ast.parse(f"def {member.name}(self, *args, **kwargs): ...").body
+        else:
+            body.append(member)
+    return ast.ClassDef(**{**vars(statement), "body": body})
+
+
+def _run_if_possible(statement: ast.stmt, file: RecipeFile, module: ModuleType) -> None:
+    try:
+        _run(statement, file, module)
+    except Exception:  # noqa: BLE001, S110  # a constant that needs torch; the class may not need it
+        pass
+
+
+def _run(statement: ast.stmt, file: RecipeFile, module: ModuleType) -> None:
+    tree = ast.fix_missing_locations(ast.Module([statement], type_ignores=[]))
+    exec(compile(tree, str(file.path), "exec"), vars(module))  # noqa: S102  # the user's own program
+
+
+def _where(error: BaseException, file: RecipeFile) -> str | None:
+    """Return the line of the recipe that an error passed through last."""
+    line = None
+    traceback = error.__traceback__
+    while traceback:
+        if traceback.tb_frame.f_code.co_filename == str(file.path):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return f"{file.path}, line {line}" if line else None

@@ -1,0 +1,134 @@
+"""How one process of a run does: its log, and a small JSON record that tells how it ended.
+
+torchrun turns every exit code into 1 and every signal into a stack trace of its own, so what
+happened travels in these files. Written by the worker, read by the launcher.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped
+from launcher.run_dir import RunDir, read_json, write_json
+
+State = Literal["running", "completed", "stopped", "failed"]
+
+
+@dataclass
+class Record:
+    """Who a rank is and how it ended; "running" at the end means that it died unheard."""
+
+    rank: int
+    host: str
+    pid: int
+    state: State
+    time: float  # seconds since 1970, of the last change
+    error: str = ""  # "ValueError: what it said"
+    hint: str | None = None
+    traceback: str = ""
+    users_mistake: bool = False  # a mistake in what was asked: nothing was trained
+    first_cause: bool = True  # False: it failed because another rank had failed
+    exit_code: int = 0
+
+    @classmethod
+    def started(cls, rank: int) -> "Record":
+        """Return the record of this process at its start."""
+        return cls(rank, socket.gethostname(), os.getpid(), "running", time.time())
+
+    def end(self, state: State, error: BaseException | None = None) -> None:
+        """Note how the process ended."""
+        self.state, self.time = state, time.time()
+        if error is None:
+            return
+        self.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+        self.exit_code = 1
+        self.first_cause = not (isinstance(error, PeerFailed) or _lost_a_peer(error))
+        if isinstance(error, LauncherError):
+            self.error, self.hint = error.message, error.hint
+            self.exit_code = error.exit_code
+            self.users_mistake = isinstance(error, BadInput)
+            self.state = "stopped" if isinstance(error, Stopped) else state
+        else:
+            self.traceback = own_traceback(error)
+
+    def write(self, run: RunDir) -> None:
+        """Write the record into the run directory; a full or lost disk is no second failure."""
+        with contextlib.suppress(OSError):
+            write_json(run.record(self.rank), asdict(self))
+
+    @classmethod
+    def read_all(cls, run: RunDir, world_size: int) -> "list[Record]":
+        """Return the records of all ranks that wrote one, by rank."""
+        found = (read_json(run.record(rank)) for rank in range(world_size))
+        return [cls(**record) for record in found if record]
+
+
+def own_traceback(error: BaseException) -> str:
+    """Return the traceback without the launcher's own frames above the user's first one."""
+    package = str(Path(__file__).parent) + os.sep
+    frame = error.__traceback__
+    while frame and frame.tb_next and frame.tb_frame.f_code.co_filename.startswith(package):
+        frame = frame.tb_next
+    return "".join(traceback.format_exception(type(error), error, frame or error.__traceback__))
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    """Whether an error says only that another process has gone: gloo's and NCCL's words."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    words = ("closed by peer", "Connection reset", "gloo", "NCCL", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+class _Tee:
+    """A text stream that writes to two."""
+
+    def __init__(self, console: TextIO, log: TextIO) -> None:
+        self._console, self._log = console, log
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        return self._console.write(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+        self._console.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
+
+
+@contextlib.contextmanager
+def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[None]:
+    """Send what this process says to its log; rank 0 says it on the console as well.
+
+    Under the launcher, file descriptor 2 of every rank and 1 of all but rank 0 go to the log too:
+    what C code says while it crashes must not be lost.
+    """
+    run.logs.mkdir(parents=True, exist_ok=True)
+    log = run.log(rank).open("a", encoding="utf-8", buffering=1)
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if rank == 0:
+        # The launcher keeps standard error for the agent: what rank 0 warns of goes to the console.
+        sys.stdout = _Tee(stdout, log)  # type: ignore[assignment]  # as much of a TextIO as is used
+        sys.stderr = _Tee(stdout if supervised else stderr, log)  # type: ignore[assignment]  # same
+    else:
+        os.dup2(log.fileno(), 1)
+    if supervised or rank > 0:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = stdout, stderr
+        log.close()

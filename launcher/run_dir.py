@@ -1,0 +1,172 @@
+"""The run directory: every path of a run, atomic writes, and the files shipped with the package."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import RunDirError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One training of one recipe: the folder that holds all of it."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was when the run was made."""
+        return self.path / "recipe.py"
+
+    @property
+    def config(self) -> Path:
+        """Everything that is needed to repeat the run."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, one line a report."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """How the run ended; written at its end."""
+        return self.path / "result.json"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def logs(self) -> Path:
+        """What each process said, and how it ended."""
+        return self.path / "logs"
+
+    def log(self, rank: int) -> Path:
+        """What one rank said."""
+        return self.logs / f"rank-{rank}.log"
+
+    def record(self, rank: int) -> Path:
+        """Who a rank is and how it ended (see `launcher.worker.Record`)."""
+        return self.logs / f"rank-{rank}.json"
+
+    def agent(self, node_rank: int) -> Path:
+        """What the agent of one node said: `accelerate launch` and torchrun."""
+        return self.logs / f"node-{node_rank}.log"
+
+    def exits(self, node_rank: int) -> Path:
+        """Exit codes of the processes whose failure ended one node, by global rank."""
+        return self.logs / f"node-{node_rank}-exits.json"
+
+    def create(self, config: Mapping[str, Any], recipe_source: str) -> None:
+        """Make the folder with its recipe and configuration.
+
+        Raises RunDirError when it already holds a run or cannot be written.
+        """
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            if self.config.exists() or self.metrics.exists() or self.result.exists():
+                raise RunDirError(
+                    f"`{self.path}` already holds a run",
+                    hint="give another --run-dir, or none to have one made",
+                )
+            write_text(self.recipe, recipe_source)
+            # A link fails where the name is taken: of two runs at once, one gets the folder.
+            beside = self.path / f".config.{os.getpid()}.tmp"
+            write_json(beside, config)
+            try:
+                self.config.hardlink_to(beside)
+            finally:
+                beside.unlink()
+        except FileExistsError as error:
+            raise RunDirError(f"`{self.path}` already holds a run or is a file") from error
+        except OSError as error:
+            raise RunDirError(
+                f"run directory `{self.path}` cannot be written: {error.strerror}",
+                hint="give a folder that you may write with --run-dir",
+            ) from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.json; raises RunDirError when there is none that can be read."""
+        return read_config(self.config)
+
+    def last_report(self) -> dict[str, Any]:
+        """Return the newest line of metrics.jsonl, {} when there is none."""
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return dict(json.loads(lines[-1])) if lines else {}
+        except (OSError, ValueError):
+            return {}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a config.json; raises RunDirError when it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, None where there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: beside it, flushed to disk, renamed over it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably."""
+    with written(path) as beside:
+        beside.write_bytes(content)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Give a path to write to; when done it is flushed to disk and renamed to `path`.
+
+    A reader sees the old file or the new one, whole; after an error the old one.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        descriptor = os.open(beside, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        beside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def assets(kind: str) -> Path:
+    """Return the folder `recipes` or `slurm`: packed in the wheel, else of the checkout."""
+    package = Path(__file__).resolve().parent
+    packed = package / "_assets" / kind
+    return packed if packed.is_dir() else package.parent / kind

@@ -1,0 +1,142 @@
+"""Where reports go: the console in the quickstart's words, and metrics.jsonl."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line of metrics.jsonl: means over `samples` samples, over all ranks."""
+
+    split: Literal["train", "test"]
+    epoch: int  # counted from 0
+    step: int  # optimizer steps from the start of the run
+    samples: int  # samples that this report is over
+    loss: float
+    accuracy: float | None  # 0 to 1
+    time: float = field(default_factory=time.time)  # seconds since 1970
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the current epoch is, for people."""
+
+    epoch: int  # counted from 0
+    epochs: int
+    done: int  # samples of this epoch
+    size: int  # samples in an epoch
+
+
+class Tracker(Protocol):
+    """Something that wants to know how the run goes; only rank 0 has any."""
+
+    def progress(self, position: Position) -> None:
+        """Hear how far training is; called about once a second."""
+
+    def report(self, report: Report, position: Position) -> None:
+        """Take a report."""
+
+    def close(self) -> None:
+        """Let go of files and the terminal."""
+
+
+class Trackers:
+    """Several trackers as one; none on ranks other than 0."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+
+    def progress(self, position: Position) -> None:
+        """Tell all of them how far training is."""
+        for tracker in self.trackers:
+            tracker.progress(position)
+
+    def report(self, report: Report, position: Position) -> None:
+        """Hand a report to all of them."""
+        for tracker in self.trackers:
+            tracker.report(report, position)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class ConsoleTracker:
+    """The quickstart's lines; on a terminal a progress bar below them."""
+
+    def __init__(self) -> None:
+        self._epoch = -1
+        self._bar: Progress | None = None
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("samples"),
+                TimeRemainingColumn(),
+                console=Console(file=sys.stdout),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=None)
+
+    def progress(self, position: Position) -> None:
+        """Move the bar; announce a new epoch."""
+        if position.epoch != self._epoch:
+            self._epoch = position.epoch
+            print(f"Epoch {position.epoch + 1}\n{'-' * 31}", flush=True)
+        if self._bar:
+            label = f"epoch {position.epoch + 1}/{position.epochs}"
+            self._bar.update(
+                self._task, description=label, completed=position.done, total=position.size
+            )
+
+    def report(self, report: Report, position: Position) -> None:
+        """Print a report in the quickstart's words."""
+        self.progress(position)
+        if report.split == "train":
+            line = f"loss: {report.loss:>7f} [{position.done:>5d}/{position.size:>5d}]"
+        else:
+            line = f"Test Error: {accuracy_words(report.accuracy)}Avg loss: {report.loss:>8f}\n"
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()
+
+
+class JsonlTracker:
+    """metrics.jsonl: one object a line, written whole, so that a reader never sees half of one."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+
+    def progress(self, position: Position) -> None:
+        """Need no progress."""
+
+    def report(self, report: Report, position: Position) -> None:  # noqa: ARG002  # Tracker's form
+        """Append a line."""
+        self._file.write((json.dumps(_finite(asdict(report))) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def accuracy_words(accuracy: float | None) -> str:
+    """Return `Accuracy: 98.1%, `, or nothing where a recipe has no accuracy."""
+    return "" if accuracy is None else f"Accuracy: {100 * accuracy:>0.1f}%, "
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a test loss that is one becomes null."""
+    return {k: None if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
