@@ -12,7 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import (  # type: ignore[attr-defined]  # torch exports them dynamically
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,

@@ -79,7 +79,7 @@ def run(
     nnodes: int,
     node_rank: int,
     rdzv_endpoint: str | None,
-    tracking: str,
+    tracking: str,  # noqa: ARG001  # accepted from the start; other modes come with W&B
 ) -> None:
     """Train RECIPE: a bundled name or the path of a file.
 
@@ -121,7 +121,7 @@ def debug(ctx: click.Context, recipe: str, words: tuple[str, ...], steps: int) -
     """
     file, _, _ = _configured(recipe, words, None)
     recipe_type = load(file)
-    from launcher.worker import debug as debug_in_process  # the wall: torch is loaded only here
+    from launcher.worker import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
 
     made = configure(recipe_type, file.name, split_overrides(words))
     try:
@@ -194,4 +194,4 @@ def _configured(
 
 
 def _shown(default: Any) -> str:
-    return "none" if default is None else str(default).lower() if default in (True, False) else str(default)
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

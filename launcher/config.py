@@ -58,9 +58,9 @@ def _git(folder: Path) -> dict[str, Any] | None:
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=30
+            ["git", "-C", str(folder), *words], capture_output=True, check=True, timeout=30
         )
-        return done.stdout.strip()
+        return done.stdout.decode().strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -46,7 +46,7 @@ class Context:
             raise TrainingFailed(
                 f"{expected} processes were asked for, but this one is in a world of "
                 f"{self.world_size}",
-                hint="start it with `launcher run --nproc N`, which passes Accelerate what it needs",
+                hint="`launcher run --nproc N` passes Accelerate what it needs",
             )
 
     def close(self) -> None:

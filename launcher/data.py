@@ -110,7 +110,9 @@ class Shard(NamedTuple):
     micro_batches: list[Any]  # what the dataset gave, collated
 
 
-class _Sized(Protocol):
+class SizedData(Protocol):
+    """A map-style dataset."""
+
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
 
@@ -122,7 +124,7 @@ class _Fetcher(Dataset[Shard]):
     sample), so that random transforms are the same for every world size and number of workers.
     """
 
-    def __init__(self, dataset: _Sized, recipe: Recipe) -> None:
+    def __init__(self, dataset: SizedData, recipe: Recipe) -> None:
         self.dataset = dataset
         self.recipe = recipe
 
@@ -145,7 +147,7 @@ class Loader:
     """The shards of one rank, on its device, one for each global batch in order."""
 
     def __init__(
-        self, dataset: _Sized, sampler: ShardSampler, recipe: Recipe, device: torch.device
+        self, dataset: SizedData, sampler: ShardSampler, recipe: Recipe, device: torch.device
     ) -> None:
         self.sampler = sampler
         self.device = device
@@ -184,16 +186,13 @@ def _start_data_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def size_of(dataset: Any, what: str) -> int:
-    """Return the number of samples; raises DataError where a recipe returned something else."""
-    try:
-        size = len(dataset)
-        _ = dataset.__getitem__
-    except (TypeError, AttributeError) as error:
+def sized(dataset: Any, what: str) -> SizedData:
+    """Return a dataset as it is; raises DataError where it is empty or no map-style dataset."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise DataError(
             f"`{what}` returned {type(dataset).__name__}, which is not a map-style dataset",
             hint="return an object with __len__ and __getitem__, or an ArrayDataset",
-        ) from error
-    if size == 0:
+        )
+    if len(dataset) == 0:
         raise DataError(f"`{what}` returned an empty dataset")
-    return int(size)
+    return cast("SizedData", dataset)

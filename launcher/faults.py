@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from launcher.errors import NonFiniteLoss
 from launcher.metrics import Totals
@@ -22,7 +22,7 @@ class StopRequest:
         self.requested = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> Self:
         for number in _STOP_SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
         return self

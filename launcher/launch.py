@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -184,10 +184,8 @@ class Supervisor:
 
 
 def _ask_to_stop(pid: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGUSR1)
-    except ProcessLookupError:
-        pass
 
 
 def verdict(run: RunDir, nodes: Nodes, exit_code: int) -> LauncherError | None:

@@ -1,6 +1,7 @@
 """The train and test loops: the algorithm of the quickstart, sharded and exact."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -64,14 +65,15 @@ def train_loop(run: Training) -> None:
     run.trackers.progress(run.position)
     run.train_loader.sampler.seek(run.epoch, run.steps_into_epoch)
     steps = min(len(run.train_loader), run.most_steps or len(run.train_loader))
-    for left, shard in zip(range(steps - 1, -1, -1), run.train_loader):  # one global batch a step
+    end = run.steps_into_epoch + steps
+    for shard in islice(run.train_loader, steps):  # one global batch a step
         seed_step(run.recipe.seed, run.step, run.context.rank)
         train_step(run, shard)
         run.step += 1
         run.steps_into_epoch += 1
         run.samples_into_epoch += shard.size
         due = run.pulse.due()
-        report = run.steps_into_epoch % run.recipe.log_every == 0 or left == 0
+        report = run.steps_into_epoch % run.recipe.log_every == 0 or run.steps_into_epoch == end
         if report or due:
             exchange(run, report=report)
 
@@ -85,10 +87,10 @@ def train_step(run: Training, shard: Shard) -> None:
     """
     scale = run.context.world_size / shard.size if shard.own else 0.0
     count: int | Tensor = 0
-    for left, batch in zip(range(len(shard.micro_batches) - 1, -1, -1), shard.micro_batches):
-        with run.context.gradients(run.model, synchronise=left == 0):
+    for number, batch in enumerate(shard.micro_batches, start=1):
+        with run.context.gradients(run.model, synchronise=number == len(shard.micro_batches)):
             sums = run.recipe.train_step(run.model, batch, run.loss_fn)
-            (sums.loss * scale).backward()
+            (sums.loss * scale).backward()  # type: ignore[no-untyped-call]  # torch's own
         if shard.own:
             run.sums.add(sums)
             count = count + sums.count
@@ -145,7 +147,7 @@ def test_loop(run: Training) -> Totals:
     sums = Sums(1, run.context.device)
     sampler = run.test_loader.sampler
     sampler.seek(run.epoch)
-    for _, shard in zip(range(run.most_steps or len(sampler)), run.test_loader):
+    for shard in islice(run.test_loader, run.most_steps):
         if shard.own:
             for batch in shard.micro_batches:
                 sums.add(run.recipe.test_step(model, batch, run.loss_fn))

@@ -1,6 +1,6 @@
 """Loss and accuracy as sums and counts on the device, reduced over all ranks once a report."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,7 +8,8 @@ from torch import Tensor
 from launcher.recipe import StepSums
 
 
-class Totals(NamedTuple):
+@dataclass(frozen=True)
+class Totals:
     """Sums over all ranks since the last report."""
 
     losses: list[float]  # summed loss of each step

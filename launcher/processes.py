@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import psutil
 
@@ -35,12 +36,8 @@ def kill_tree(pid: int) -> None:
     """SIGKILL a process and all that descend from it, and wait until they are gone."""
     doomed = children(pid, recursive=True)
     for process in doomed:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     psutil.wait_procs(doomed, timeout=10)

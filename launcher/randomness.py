@@ -69,7 +69,7 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
     """Seed Python's, numpy's and torch's CPU generators for one sample of an ordinary dataset."""
     key = mix(_SAMPLE, seed, epoch, index)
     random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002  # what datasets use is the global generator
+    np.random.seed(key & 0xFFFFFFFF)  # what datasets use is the global generator
     torch.default_generator.manual_seed(key)
 
 
@@ -81,11 +81,11 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 def seed_init(seed: int) -> None:
     """Seed everything before the model is built: the same weights on every rank."""
     random.seed(mix(_INIT, seed))
-    np.random.seed(mix(_INIT, seed) & 0xFFFFFFFF)  # noqa: NPY002  # a model may use it
+    np.random.seed(mix(_INIT, seed) & 0xFFFFFFFF)  # a model may use it
     _seed_torch(seed)
 
 
 def _seed_torch(key: int) -> None:
     torch.default_generator.manual_seed(key)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's own
         torch.cuda.manual_seed(key)

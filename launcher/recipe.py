@@ -40,7 +40,8 @@ _AT_LEAST: Mapping[str, float] = {
 }
 
 
-class StepSums(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class StepSums:
     """What one forward pass adds up to: sums and a count, never means.
 
     A mean is formed once, over all processes, as total loss / total count.
@@ -122,7 +123,7 @@ class Recipe:
 
     def collate(self, samples: list[Any]) -> Any:
         """Join samples of an ordinary dataset into a batch; torch's default unless replaced."""
-        from torch.utils.data import default_collate
+        from torch.utils.data import default_collate  # noqa: PLC0415  # this is the floor: no torch
 
         return default_collate(samples)
 
@@ -224,9 +225,8 @@ def _convert(hint: Any, value: Any) -> Any:
         return tuple(_convert(arguments[0], part) for part in parts)
     if hint is bool:
         return _convert_bool(value)
-    if hint in (int, float) and (isinstance(value, bool) or not isinstance(value, str | int | float)):
-        raise ValueError(value)
-    if hint is int and isinstance(value, float):
+    number = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if (hint in (int, float) and not number) or (hint is int and isinstance(value, float)):
         raise ValueError(value)
     return hint(value) if hint in (int, float, str, Path) else value
 
@@ -286,4 +286,3 @@ def _comments_behind_fields(cls: type) -> dict[str, str]:
         if token.type == tokenize.COMMENT and token.start[0] == line:
             meanings[first_name] = re.sub(r"^#+:?\s*", "", token.string)
     return meanings
-

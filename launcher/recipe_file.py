@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -31,10 +32,10 @@ def find(name_or_path: str) -> RecipeFile:
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
         near = get_close_matches(name_or_path, shipped, n=1)
+        guess = f"did you mean `{near[0]}`? " if near else ""
         raise RecipeError(
             f"there is no recipe `{name_or_path}`",
-            hint=f"did you mean `{near[0]}`?" if near else "`launcher recipes` lists them; "
-            "any other is named by the path of its file",
+            hint=f"{guess}`launcher recipes` lists them; any other is named by its file's path",
         )
     try:
         source = path.read_text(encoding="utf-8")
@@ -183,10 +184,8 @@ def _without_bodies(statement: ast.stmt) -> ast.ClassDef:
 
 
 def _run_if_possible(statement: ast.stmt, file: RecipeFile, module: ModuleType) -> None:
-    try:
+    with suppress(Exception):  # a constant that needs torch; the class may not need it
         _run(statement, file, module)
-    except Exception:  # noqa: BLE001, S110  # a constant that needs torch; the class may not need it
-        pass
 
 
 def _run(statement: ast.stmt, file: RecipeFile, module: ModuleType) -> None:

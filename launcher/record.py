@@ -5,6 +5,7 @@ happened travels in these files. Written by the worker, read by the launcher.
 """
 
 import contextlib
+import io
 import os
 import socket
 import sys
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped
 from launcher.run_dir import RunDir, read_json, write_json
@@ -87,7 +88,7 @@ def _lost_a_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-class _Tee:
+class _Tee(io.TextIOBase):
     """A text stream that writes to two."""
 
     def __init__(self, console: TextIO, log: TextIO) -> None:
@@ -97,12 +98,19 @@ class _Tee:
         self._log.write(text)
         return self._console.write(text)
 
+    def isatty(self) -> bool:
+        return self._console.isatty()
+
+    def fileno(self) -> int:
+        return self._console.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read-only is enough
+        return self._console.encoding
+
     def flush(self) -> None:
         self._log.flush()
         self._console.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._console, name)
 
 
 @contextlib.contextmanager
@@ -119,8 +127,8 @@ def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[None]:
     sys.stderr.flush()
     if rank == 0:
         # The launcher keeps standard error for the agent: what rank 0 warns of goes to the console.
-        sys.stdout = _Tee(stdout, log)  # type: ignore[assignment]  # as much of a TextIO as is used
-        sys.stderr = _Tee(stdout if supervised else stderr, log)  # type: ignore[assignment]  # same
+        sys.stdout = _Tee(stdout, log)
+        sys.stderr = _Tee(stdout if supervised else stderr, log)
     else:
         os.dup2(log.fileno(), 1)
     if supervised or rank > 0:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_model
 
 from launcher import config
 from launcher.context import Context, unwrapped
-from launcher.data import Loader, size_of
+from launcher.data import Loader, SizedData, sized
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.loops import Training, test_loop, train_loop
@@ -41,8 +42,9 @@ def prepare(
 
     Without a run directory nothing is written, and reports go to the console alone.
     """
-    train_data, test_data = context.local_first(lambda: (recipe.train_data(), recipe.test_data()))
-    sizes = size_of(train_data, "train_data"), size_of(test_data, "test_data")
+    data = context.local_first(lambda: (recipe.train_data(), recipe.test_data()))
+    train_data, test_data = sized(data[0], "train_data"), sized(data[1], "test_data")
+    sizes = len(train_data), len(test_data)
     seed_init(recipe.seed)
     model = _expect(recipe.model(), torch.nn.Module, "model")
     loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss").to(context.device)
@@ -58,10 +60,8 @@ def prepare(
         loss_fn=loss_fn,
         optimizer=optimizer,
         scheduler=recipe.scheduler(optimizer),
-        train_loader=Loader(train_data, _sampler(recipe, context, sizes[0]), recipe, context.device),
-        test_loader=Loader(
-            test_data, _sampler(recipe, context, sizes[1], test=True), recipe, context.device
-        ),
+        train_loader=_loader(train_data, recipe, context),
+        test_loader=_loader(test_data, recipe, context, test=True),
         trackers=Trackers(*files, *console),
         stop=stop,
         sums=Sums(recipe.log_every, context.device),
@@ -69,9 +69,9 @@ def prepare(
     )
 
 
-def _sampler(recipe: Recipe, context: Context, size: int, *, test: bool = False) -> ShardSampler:
-    return ShardSampler(
-        size,
+def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = False) -> Loader:
+    sampler = ShardSampler(
+        len(data),
         recipe.test_batch_size if test else recipe.batch_size,
         rank=context.rank,
         world_size=context.world_size,
@@ -79,6 +79,7 @@ def _sampler(recipe: Recipe, context: Context, size: int, *, test: bool = False)
         seed=recipe.seed,
         shuffle=not test,
     )
+    return Loader(data, sampler, recipe, context.device)
 
 
 def _expect(made: Any, kind: type, method: str) -> Any:
@@ -149,7 +150,7 @@ def train(training: Training, run: RunDir | None) -> dict[str, Any]:
 def last_words(result: dict[str, Any], run: RunDir | None) -> str:
     """Return the line that ends a completed run."""
     accuracy = accuracy_words(result["test_accuracy"]).replace("Accuracy:", "test accuracy")
-    where = f", {run.path}" if run else ""
+    where = f", {os.path.relpath(run.path)}" if run else ""
     return (
         f"Done: {accuracy}{result['seconds']:.1f} s, "
         f"{result['samples_per_second']:,.0f} samples/s{where}"
@@ -186,7 +187,8 @@ def debug(recipe: Recipe, most_steps: int) -> None:
     torch.autograd.set_detect_anomaly(True)
     context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
     try:
-        training = prepare(recipe, context, StopRequest(), most_steps=most_steps)
+        once = replace(recipe, epochs=1)
+        training = prepare(once, context, StopRequest(), most_steps=most_steps)
         print(last_words(train(training, None), None))
     finally:
         context.close()
