@@ -3,11 +3,13 @@
 This module is on the floor: it never imports torch, although the methods of a recipe do.
 """
 
+import ast
 import dataclasses
 import inspect
 import io
 import math
 import re
+import textwrap
 import tokenize
 import types
 import typing
@@ -37,6 +39,15 @@ _AT_LEAST: Mapping[str, float] = {
     "num_workers": 0,
     "seed": 0,
     "log_every": 1,
+}
+
+# What a hyperparameter may be made of, and the text or JSON values it is converted from.
+_FROM: Mapping[Any, tuple[type, ...]] = {
+    bool: (str, bool),
+    int: (str, int),
+    float: (str, int, float),
+    str: (str,),
+    Path: (str, Path),
 }
 
 
@@ -73,8 +84,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise RecipeError(f"`{field.name}` must be a finite number, not {value}")
+            for part in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(part, float) and not math.isfinite(part):
+                    raise RecipeError(f"`{field.name}` must be a finite number, not {part}")
             least = _AT_LEAST.get(field.name)
             if least is not None and value is not None and value < least:
                 raise RecipeError(f"`{field.name}` must be at least {least}, not {value}")
@@ -134,8 +146,9 @@ class Recipe:
     def hyperparameters(self) -> dict[str, Any]:
         """Return every hyperparameter, ready for JSON."""
         return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.init
         }
 
 
@@ -150,7 +163,7 @@ class Hyperparameter(NamedTuple):
 
 def describe(recipe_type: type[Recipe]) -> list[Hyperparameter]:
     """Return every hyperparameter of a recipe with type, default and meaning."""
-    hints = typing.get_type_hints(recipe_type)
+    hints = _hyperparameter_types(recipe_type)
     meanings: dict[str, str] = {}
     for ancestor in reversed(recipe_type.__mro__[:-1]):
         meanings |= _comments_behind_fields(ancestor)
@@ -159,6 +172,7 @@ def describe(recipe_type: type[Recipe]) -> list[Hyperparameter]:
             field.name, _type_name(hints[field.name]), _default(field), meanings.get(field.name, "")
         )
         for field in dataclasses.fields(recipe_type)
+        if field.name in hints
     ]
 
 
@@ -167,12 +181,11 @@ def configure(recipe_type: type[Recipe], name: str, values: Mapping[str, Any]) -
 
     Raises RecipeError for an unknown key, a wrong type or a value out of range.
     """
-    hints = typing.get_type_hints(recipe_type)
-    known = [field.name for field in dataclasses.fields(recipe_type)]
+    hints = _hyperparameter_types(recipe_type)
     typed = {}
     for key, value in values.items():
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
+        if key not in hints:
+            near = get_close_matches(key, hints, n=1)
             guess = f"did you mean `{near[0]}`? " if near else ""
             raise RecipeError(
                 f"recipe `{name}` has no hyperparameter `{key}`",
@@ -181,8 +194,9 @@ def configure(recipe_type: type[Recipe], name: str, values: Mapping[str, Any]) -
         typed[key] = _typed(key, hints[key], value)
     try:
         return recipe_type(**typed)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"recipe `{name}` refuses its hyperparameters: {error}") from error
+    except (AssertionError, TypeError, ValueError) as error:
+        why = str(error) or type(error).__name__
+        raise RecipeError(f"recipe `{name}` refuses its hyperparameters: {why}") from error
 
 
 def split_overrides(words: Iterable[str]) -> dict[str, str]:
@@ -190,7 +204,7 @@ def split_overrides(words: Iterable[str]) -> dict[str, str]:
     overrides = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or not key.isidentifier():
+        if not equals or not key:
             raise RecipeError(
                 f"`{word}` is not of the form key=value",
                 hint="hyperparameters follow the recipe, like `epochs=10 learning_rate=3e-4`",
@@ -206,10 +220,49 @@ def missing_methods(recipe_type: type[Recipe]) -> list[str]:
     return [m for m in REQUIRED_METHODS if getattr(recipe_type, m) is getattr(Recipe, m)]
 
 
+def _hyperparameter_types(recipe_type: type[Recipe]) -> dict[str, Any]:
+    """Return the type of each hyperparameter by name.
+
+    Raises RecipeError for a type that text and JSON cannot express, and for the name of a method.
+    """
+    try:
+        hints = typing.get_type_hints(recipe_type)
+    except NameError as error:
+        raise RecipeError(f"a type in `{recipe_type.__name__}` is unknown: {error}") from error
+    fields = [field.name for field in dataclasses.fields(recipe_type) if field.init]
+    for name in fields:
+        if callable(getattr(Recipe, name, None)):
+            raise RecipeError(
+                f"hyperparameter `{name}` has the name of a recipe's method",
+                hint=f"call it something else, like `{name}_name`",
+            )
+        if not _is_expressible(hints[name]):
+            raise RecipeError(
+                f"hyperparameter `{name}` cannot be of type {_type_name(hints[name])}",
+                hint="bool, int, float, str, Path and Literal can be given as text, also several "
+                "in a tuple or list, or with `| None`",
+            )
+    return {name: hints[name] for name in fields}
+
+
+def _is_expressible(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType, tuple, list):
+        parts = (a for a in typing.get_args(hint) if a not in (types.NoneType, Ellipsis))
+        return all(_is_expressible(part) for part in parts)
+    return origin is Literal or hint in _FROM
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def _typed(key: str, hint: Any, value: Any) -> Any:
     try:
         return _convert(hint, value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RecipeError(f"`{key}` must be {_type_name(hint)}, not `{value}`") from error
 
 
@@ -220,15 +273,22 @@ def _convert(hint: Any, value: Any) -> Any:
         return _convert_union(arguments, value)
     if origin is Literal:
         return _convert_literal(arguments, value)
-    if origin is tuple:
-        parts = value.split(",") if isinstance(value, str) else value
-        return tuple(_convert(arguments[0], part) for part in parts)
-    if hint is bool:
-        return _convert_bool(value)
-    number = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if (hint in (int, float) and not number) or (hint is int and isinstance(value, float)):
+    if origin in (tuple, list):
+        return origin(_convert_parts(arguments, value))
+    if not isinstance(value, _FROM[hint]) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(value)
-    return hint(value) if hint in (int, float, str, Path) else value
+    return _convert_bool(value) if hint is bool else hint(value)
+
+
+def _convert_parts(arguments: tuple[Any, ...], value: Any) -> list[Any]:
+    """Convert the parts of a tuple or list; as text they are `1,2,3`."""
+    if isinstance(value, str):
+        value = value.split(",") if value else []
+    if not isinstance(value, tuple | list):
+        raise ValueError(value)  # noqa: TRY004  # like every value of a wrong type
+    if len(arguments) == 1 or Ellipsis in arguments:  # list[int], tuple[int, ...]
+        arguments = arguments[:1] * len(value)
+    return [_convert(hint, part) for hint, part in zip(arguments, value, strict=True)]
 
 
 def _convert_union(arguments: tuple[Any, ...], value: Any) -> Any:
@@ -270,19 +330,24 @@ def _type_name(hint: Any) -> str:
 def _default(field: "dataclasses.Field[Any]") -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
+    return "(required)" if field.default is dataclasses.MISSING else field.default
 
 
 def _comments_behind_fields(cls: type) -> dict[str, str]:
-    """Read `name: type = default  # meaning` lines from the source of a class."""
+    """Read `name: type = default  # meaning` from the source of a class."""
     try:
-        source = inspect.getsource(cls)
+        source = textwrap.dedent(inspect.getsource(cls))
     except (OSError, TypeError):
         return {}
-    meanings, first_name, line = {}, "", 0
-    for token in tokenize.generate_tokens(io.StringIO(inspect.cleandoc(source)).readline):
-        if token.type == tokenize.NAME and token.start[0] != line:
-            first_name, line = token.string, token.start[0]
-        if token.type == tokenize.COMMENT and token.start[0] == line:
-            meanings[first_name] = re.sub(r"^#+:?\s*", "", token.string)
-    return meanings
+    comments = {
+        token.start[0]: re.sub(r"^#+:?\s*", "", token.string)
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    [definition] = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        ast.unparse(statement.target): comments[statement.end_lineno]
+        for statement in definition.body
+        if isinstance(statement, ast.AnnAssign) and statement.end_lineno in comments
+    }

@@ -5,6 +5,7 @@ outside the bridge. All files lie below the caller's folder. Whatever lives in a
 namespaces is killed at exit; what a killed test run could not take down, the next one does.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -288,20 +289,24 @@ def _start_daemons(cluster: Cluster) -> None:
 
 
 def _claim() -> int:
-    """The number of a new bridge: the kernel lets only one process make it.
+    """The number of a new bridge. Its alias is the pid of its owner; those of the dead are removed.
 
-    The bridge's alias is the pid of its owner. A cluster whose owner is gone is taken down.
+    The lock keeps two runs from removing the same one, of which the faster then makes it anew.
     """
-    for alias in Path("/sys/class/net").glob(f"{PREFIX}*/ifalias"):
-        with suppress(OSError):  # another run takes it down at the same time
+    lock = os.open("/run", os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for alias in Path("/sys/class/net").glob(f"{PREFIX}*/ifalias"):
             owner = alias.read_text().strip()
             if owner and not Path(f"/proc/{owner}").exists():
                 _tear_down(alias.parent.name)
-    for slot in range(256):
-        with suppress(FileExistsError):
-            _ip("link", "add", f"{PREFIX}{slot}", "type", "bridge")
-            _ip("link", "set", f"{PREFIX}{slot}", "alias", str(os.getpid()))
-            return slot
+        for slot in range(256):
+            with suppress(FileExistsError):
+                _ip("link", "add", f"{PREFIX}{slot}", "type", "bridge")
+                _ip("link", "set", f"{PREFIX}{slot}", "alias", str(os.getpid()))
+                return slot
+    finally:
+        os.close(lock)
     raise RuntimeError("all 256 test clusters are taken")
 
 

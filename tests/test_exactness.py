@@ -1,0 +1,106 @@
+"""The same numbers from any number of processes: curves, weights and counts, with real gloo."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import Run, many_runs
+
+CASES: list[dict[str, Any]] = [
+    # the quickstart's own size
+    {"name": "plain", "recipe": "curve", "hidden": 512},
+    {"name": "micro", "recipe": "curve", "hidden": 512, "micro_batch_size": 7},
+    {"name": "double", "recipe": "curve", "dtype": "float64", "hidden": 512},
+    {"name": "small", "recipe": "curve", "dtype": "float64"},
+    {"name": "double-micro", "recipe": "curve", "dtype": "float64", "micro_batch_size": 4},
+    {"name": "adamw", "recipe": "curve", "dtype": "float64", "optimizer_name": "adamw"},
+    {"name": "schedule", "recipe": "curve", "dtype": "float64", "schedule": True},
+    {"name": "augmented", "recipe": "curve", "dtype": "float64", "augment": True},
+    # fewer samples in a batch than ranks, and a last batch of one
+    {"name": "ghosts", "recipe": "curve", "dtype": "float64", "samples": 61, "batch_size": 2,
+     "test_samples": 2, "epochs": 2},
+    {"name": "single", "recipe": "curve", "dtype": "float64", "samples": 13, "batch_size": 1,
+     "test_samples": 1, "test_batch_size": 1, "epochs": 2},
+    {"name": "tokens", "recipe": "tokens", "dtype": "float64"},
+    {"name": "tokens-micro", "recipe": "tokens", "dtype": "float64", "micro_batch_size": 2},
+    {"name": "tokens-ghosts", "recipe": "tokens", "dtype": "float64", "batch_size": 2,
+     "epochs": 1},
+    {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
+    {"name": "no-workers", "recipe": "sampled", "dtype": "float64"},
+    {"name": "again", "recipe": "curve", "hidden": 512},
+]  # fmt: skip
+NAMES = [case["name"] for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world-1")
+    many_runs(folder, 1, CASES)
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)],
+    ids="world-{}".format,
+)
+def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(f"world-{request.param}")
+    many_runs(folder, request.param, CASES)
+    return folder
+
+
+def tolerance(name: str) -> float:
+    precise = next(c for c in CASES if c["name"] == name).get("dtype") == "float64"
+    return 1e-12 if precise else 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_those_of_one_process(one: Path, several: Path, name: str) -> None:
+    assert Run(several / name).farthest(Run(one / name)) <= tolerance(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_report_is_that_of_one_process(one: Path, several: Path, name: str) -> None:
+    expected, got = Run(one / name).rows, Run(several / name).rows
+    assert len(got) == len(expected) > 0
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5, rel=1e-6)
+        for exact in ("split", "epoch", "step", "samples", "accuracy"):
+            assert mine[exact] == theirs[exact]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_are_whole_and_equal(one: Path, several: Path, name: str) -> None:
+    expected, got = Run(one / name).result, Run(several / name).result
+    for count in ("test_correct", "test_samples", "step", "epoch"):
+        assert isinstance(got[count], int)
+        assert got[count] == expected[count]
+    assert got["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-6)
+
+
+def test_train_reports_of_an_epoch_cover_every_sample_once(several: Path) -> None:
+    rows = [row for row in Run(several / "plain").rows if row["split"] == "train"]
+    for epoch in range(10):
+        assert sum(row["samples"] for row in rows if row["epoch"] == epoch) == 997
+
+
+def test_curves_are_real_weights_move_and_learn(one: Path) -> None:
+    rows = [row for row in Run(one / "plain").rows if row["split"] == "test"]
+    assert rows[0]["loss"] > rows[-1]["loss"]
+    assert rows[-1]["accuracy"] > 0.8
+
+
+def test_the_same_run_twice_gives_the_same_bytes(one: Path, several: Path) -> None:
+    for folder in (one, several):
+        assert Run(folder / "plain").weight_bytes == Run(folder / "again").weight_bytes
+
+
+def test_data_workers_change_nothing(one: Path, several: Path) -> None:
+    for folder in (one, several):
+        assert Run(folder / "workers").weight_bytes == Run(folder / "no-workers").weight_bytes
+
+
+def test_augmentation_and_micro_batches_are_not_vacuous(one: Path) -> None:
+    assert Run(one / "augmented").farthest(Run(one / "small")) > 1e-6
+    assert Run(one / "micro").weight_bytes != Run(one / "plain").weight_bytes

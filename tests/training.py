@@ -1,0 +1,88 @@
+"""Real runs for tests: whole commands, and many runs in one set of processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+RECIPES = Path(__file__).parent / "recipes"
+PROJECT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its directory."""
+
+    path: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return dict(json.loads((self.path / "result.json").read_text()))
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path / "model.safetensors")
+
+    @property
+    def weight_bytes(self) -> bytes:
+        return (self.path / "model.safetensors").read_bytes()
+
+    def farthest(self, other: "Run") -> float:
+        """The largest difference between two runs' weights."""
+        theirs = other.weights
+        return max(float((w - theirs[name]).abs().max()) for name, w in self.weights.items())
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what a surrounding run or scheduler may have set."""
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_", "TORCHELASTIC_", "OMP_NUM_THREADS")
+    return {k: v for k, v in os.environ.items() if not k.startswith((*ours, "ACCELERATE_"))}
+
+
+def command(
+    *words: str | Path, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command of this environment to its end, without a terminal."""
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=clean_environment() | dict(env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def launcher(
+    *words: str | Path, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run `launcher …`."""
+    return command(sys.executable, "-m", "launcher", *words, cwd=cwd, timeout_s=timeout_s, env=env)
+
+
+def many_runs(folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]]) -> None:
+    """Train all cases in one set of `world_size` processes: start-up is paid once.
+
+    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters.
+    """
+    listed = folder / "cases.json"
+    listed.write_text(json.dumps(list(cases)))
+    script = [str(PROJECT / "tests" / "many_runs.py"), str(listed), str(folder)]
+    start = [sys.executable]
+    if world_size > 1:
+        port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
+    done = command(*start, *script, cwd=folder, timeout_s=280, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
