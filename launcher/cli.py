@@ -1,6 +1,5 @@
 """The command line: click commands and nothing else."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +8,22 @@ import click
 from launcher import __version__
 from launcher.config import describe as describe_run
 from launcher.config import new_run_path
-from launcher.errors import BadInput, LauncherError, RunDirError
+from launcher.errors import BadInput, LauncherError
+from launcher.hyperparameters import configure, describe, split_overrides
 from launcher.launch import Nodes, check, gpus, launch
-from launcher.recipe import Recipe, configure, describe, split_overrides
+from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, bundled, find, load, one_line, outline
 from launcher.run_dir import RunDir, read_config, write_text
+
+
+class _PassesOn(click.Command):
+    """Leaves what comes after `--` in `Context.args`, for another program."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        super().parse_args(ctx, args[:at])
+        ctx.args = args[at + 1 :]
+        return ctx.args
 
 
 class _OneError(click.Group):
@@ -45,9 +55,9 @@ def main() -> None:
     """
 
 
-@main.command(context_settings={"ignore_unknown_options": False})
+@main.command(cls=_PassesOn)
 @click.argument("recipe")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- ...]")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]... [-- ...]")
 @click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
 @click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
 @click.option(
@@ -69,7 +79,9 @@ def main() -> None:
     default="disabled",
     help="Where metrics go besides the run directory.",
 )
+@click.pass_context
 def run(
+    ctx: click.Context,
     recipe: str,
     words: tuple[str, ...],
     nproc: int | None,
@@ -86,15 +98,14 @@ def run(
     Hyperparameters follow it as KEY=VALUE; `launcher recipes show RECIPE` lists them. What comes
     after -- goes to `accelerate launch` as it stands.
     """
-    overrides, extra = _split_extra(words)
-    file, made, told = _configured(recipe, overrides, config)
+    file, made, told = _configured(recipe, words, config)
     repeated = told.get("world_size") if nnodes == 1 else None
     nodes = Nodes(
         nproc=nproc or repeated or max(1, 0 if cpu else gpus()),
         nnodes=nnodes,
         node_rank=node_rank,
         endpoint=rdzv_endpoint,
-        cpu=cpu,
+        cpu=cpu or bool(told.get("cpu")),
     )
     check(nodes)
     if nnodes > 1 and run_dir is None:
@@ -103,17 +114,17 @@ def run(
     # Machine 0 makes the run directory; the others, which may not share its disk, keep a copy of
     # what they were told in its logs.
     spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
-    spec.create(describe_run(file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=cpu), file.source)
-    folder.logs.mkdir(exist_ok=True)
-    launch(folder, spec, nodes, extra)
+    spec.create(
+        describe_run(file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu), file.source
+    )
+    launch(folder, spec, nodes, ctx.args)
 
 
 @main.command()
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
-@click.pass_context
-def debug(ctx: click.Context, recipe: str, words: tuple[str, ...], steps: int) -> None:
+def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
     """Train a few batches of RECIPE in this process, on the CPU, and test a few.
 
     breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
@@ -123,14 +134,7 @@ def debug(ctx: click.Context, recipe: str, words: tuple[str, ...], steps: int) -
     recipe_type = load(file)
     from launcher.worker import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
 
-    made = configure(recipe_type, file.name, split_overrides(words))
-    try:
-        debug_in_process(made, steps)
-    except BadInput:
-        raise
-    except LauncherError as error:
-        click.echo(f"error: {error}", err=True)
-        ctx.exit(error.exit_code)
+    debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps)
 
 
 @main.group(invoke_without_command=True)
@@ -149,8 +153,8 @@ def recipes(ctx: click.Context) -> None:
 def show(recipe: str) -> None:
     """Print every hyperparameter of RECIPE with type, default and meaning."""
     file = find(recipe)
-    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n")
     rows = [(h.name, h.type, _shown(h.default), h.meaning) for h in describe(outline(file))]
+    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n")
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, kind, default, meaning in rows:
         click.echo(
@@ -165,23 +169,17 @@ def copy(recipe: str, target: Path) -> None:
     """Copy RECIPE to FILE, for you to edit."""
     file = find(recipe)
     if target.exists():
-        raise RunDirError(f"`{target}` exists", hint="give another name; nothing was overwritten")
+        raise BadInput(f"`{target}` exists", hint="give another name; nothing was overwritten")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, file.source)
     except OSError as error:
-        raise RunDirError(f"`{target}` cannot be written: {error.strerror}") from error
+        raise BadInput(f"`{target}` cannot be written: {error.strerror}") from error
     click.echo(f"copied; train it with: launcher run {target}")
 
 
-def _split_extra(words: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Split `key=value … -- for accelerate` at what click left of the `--`."""
-    extra = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
-    return list(words[: len(words) - len(extra)]), extra
-
-
 def _configured(
-    recipe: str, words: list[str] | tuple[str, ...], config: Path | None
+    recipe: str, words: tuple[str, ...], config: Path | None
 ) -> tuple[RecipeFile, Recipe, dict[str, Any]]:
     """Return the recipe file, the recipe made from --config and overrides, and the config."""
     overrides = split_overrides(words)
@@ -190,8 +188,11 @@ def _configured(
     if told:
         file = file._replace(name=told.get("recipe", file.name))
     values = told.get("hyperparameters", {}) | overrides
-    return file, configure(outline(file), file.name, values), told
+    return file, configure(outline(file), recipe, values), told
 
 
 def _shown(default: Any) -> str:
+    """Return a default as it is given on the command line."""
+    if isinstance(default, tuple | list):
+        return ",".join(map(_shown, default))
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -30,8 +31,7 @@ class Context:
         """Join the process group; collective. Raises TrainingFailed where ranks are missing."""
         on_cpu = cpu or not torch.cuda.is_available()
         started = int(os.environ.get("WORLD_SIZE", "1"))
-        if started == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-            _stay_on_loopback()
+        _choose_interface()
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=mixed_precision,
@@ -117,7 +117,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return cast("nn.Module", inner)
 
 
-def _stay_on_loopback() -> None:
-    """Keep gloo off the network where all processes are on this machine."""
-    if any(name == "lo" for _, name in socket.if_nameindex()):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def _choose_interface() -> None:
+    """Give gloo one interface: loopback on one machine, else the one that leads to machine 0.
+
+    Left alone it takes whatever the host name resolves to, which is often the wrong one.
+    """
+    one_machine = os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
+    master = "127.0.0.1" if one_machine else os.environ.get("MASTER_ADDR", "127.0.0.1")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((master, 9))  # a datagram socket: nothing is sent
+            mine = probe.getsockname()[0]
+    except OSError:
+        return
+    # On machine 0 its own name may lead to loopback, where the others are not.
+    if mine.startswith("127.") and master not in ("127.0.0.1", "localhost"):
+        return
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == mine for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
 from launcher.processes import children, kill_tree
@@ -42,8 +42,8 @@ class Nodes:
 def gpus() -> int:
     """Return how many NVIDIA GPUs this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if visible is not None:  # CUDA ignores all that follows an invalid entry
+        return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
@@ -61,8 +61,8 @@ def check(nodes: Nodes) -> None:
         )
     if not 0 <= nodes.node_rank < nodes.nnodes:
         raise BadInput(f"--node-rank {nodes.node_rank} is not one of 0 to {nodes.nnodes - 1}")
-    _, _, port = (nodes.endpoint or ":1").rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    host, _, port = (nodes.endpoint or "localhost:1").rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise BadInput(f"--rdzv-endpoint {nodes.endpoint} is not of the form HOST:PORT")
 
 
@@ -192,7 +192,10 @@ def verdict(run: RunDir, nodes: Nodes, exit_code: int) -> LauncherError | None:
     """Return what went wrong in a run that has ended, None when it completed."""
     records = Record.read_all(run, nodes.world_size)
     result = read_json(run.result) or {}
-    if exit_code == 0 and result.get("state") == "completed":
+    all_completed = bool(records) and all(record.state == "completed" for record in records)
+    # The result is rank 0's, and other machines may not share its disk.
+    written_here = nodes.node_rank == 0
+    if exit_code == 0 and all_completed and (result or not written_here):
         return None
     if any(record.users_mistake for record in records):
         mistaken = next(record for record in records if record.users_mistake)
@@ -225,25 +228,33 @@ def first_failure(
     if not (candidates := own + unheard + failed):
         return None
     first = candidates[0]
+    log = f"the full log is {os.path.relpath(run.log(first.rank))}"
+    if first.error and not first.traceback:  # an error of ours, which says all there is to say
+        return TrainingFailed(first.error, hint=first.hint or log)
     what = first.error or _death(exits.get(str(first.rank)))
-    lines = "".join(first.traceback.splitlines(keepends=True)[-10:]) or _tail(run.log(first.rank))
+    lines = "\n".join(first.users_frames.splitlines()[-10:]) or _tail(run.log(first.rank))
     return TrainingFailed(
-        f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(),
-        hint=first.hint or f"the full log is {run.log(first.rank)}",
+        f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(), hint=log
     )
 
 
-def _death(exit_code: Any) -> str:
-    if isinstance(exit_code, int) and exit_code < 0:
-        return f"killed by {signal.Signals(-exit_code).name}"
+def _death(exit_code: int | None) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "killed by SIGKILL (did the machine run out of memory?)"
+    if exit_code is not None and exit_code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by {names.get(-exit_code, f'signal {-exit_code}')}"
     return "it ended without a word" + (f" (exit code {exit_code})" if exit_code else "")
 
 
-def _tail(path: Path, lines: int = 10) -> str:
+def _tail(path: Path, count: int = 10) -> str:
+    """Return the last lines of a log, or the first of a crash that Python reported there."""
     try:
-        return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
+    crashes = [at for at, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    return "\n".join(lines[crashes[-1] :][:count] if crashes else lines[-count:])
 
 
 def launch(run: RunDir, spec: RunDir, nodes: Nodes, extra: Sequence[str] = ()) -> None:
@@ -255,13 +266,16 @@ def launch(run: RunDir, spec: RunDir, nodes: Nodes, extra: Sequence[str] = ()) -
     code = supervisor.run(argv, environment(nodes, os.environ), run.agent(nodes.node_rank))
     shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
     if supervisor.forced:
-        error: LauncherError | None = TrainingFailed("stopped at once, on a second request")
+        error: LauncherError | None = TrainingFailed("ended at once, on a second request")
     else:
         error = verdict(run, nodes, code)
     if error is None:
         return
     if isinstance(error, BadInput):
         shutil.rmtree(run.path)  # nothing was trained: nothing is left
+        if run.path.parent.name == "runs":
+            with suppress(OSError):  # others' runs are in it
+                run.path.parent.rmdir()
     else:
         write_result(run, nodes, error, time.time() - started)
     raise error

@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from contextlib import suppress
+import typing
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -30,24 +30,27 @@ def find(name_or_path: str) -> RecipeFile:
     """Find a recipe by bundled name or by path; raises RecipeError with the nearest name."""
     shipped = {path.stem: path for path in bundled()}
     path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
-        near = get_close_matches(name_or_path, shipped, n=1)
+    try:
+        source = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
+    if source is None:
+        beside = [str(file) for file in path.parent.glob("*.py")]
+        near = get_close_matches(name_or_path, [*shipped, *beside], n=1)
         guess = f"did you mean `{near[0]}`? " if near else ""
         raise RecipeError(
             f"there is no recipe `{name_or_path}`",
             hint=f"{guess}`launcher recipes` lists them; any other is named by its file's path",
         )
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
     return RecipeFile(path.stem, path.resolve(), source)
 
 
 def one_line(file: RecipeFile) -> str:
-    """Return the first line of the recipe's docstring, '' when it has none."""
-    family = _recipe_family(_parse(file))
-    return (ast.get_docstring(family[-1]) or "").partition("\n")[0] if family else ""
+    """Return the first line of the docstring of the recipe, or of its file; '' without any."""
+    tree = _parse(file)
+    family = _recipe_family(tree)
+    text = (family and ast.get_docstring(family[-1])) or ast.get_docstring(tree) or ""
+    return text.partition("\n")[0]
 
 
 def outline(file: RecipeFile) -> type[Recipe]:
@@ -55,25 +58,26 @@ def outline(file: RecipeFile) -> type[Recipe]:
 
     Methods are there by name only and third-party imports are left out, so torch is not
     imported. Where the fields need more than that (a base class from another file, a default
-    computed with numpy), the file is loaded in full.
+    computed with numpy, an `if` around a constant), the file is loaded in full.
 
     Raises RecipeError for a syntax error, no recipe or two, or a missing method.
     """
     tree = _parse(file)
     family = _recipe_family(tree)
+    if not family or any(map(_checks_itself, family)) or not all(map(_only_names, tree.body)):
+        return load(file)
     module = _module(file)
     vars(module)["Recipe"] = Recipe
     try:
         for statement in tree.body:
             if _is_standard_import(statement) or isinstance(statement, ast.Assign | ast.AnnAssign):
                 _run_if_possible(statement, file, module)
-            elif statement in family:
+            elif isinstance(statement, ast.ClassDef) and statement in family:
                 _run(_without_bodies(statement), file, module)
-    except RecipeError:
-        raise
+                typing.get_type_hints(vars(module)[statement.name])
     except Exception:  # noqa: BLE001  # whatever the outline lacks, the whole file has
         return load(file)
-    return _checked(module, file) if family else load(file)
+    return _checked(module, file)
 
 
 def load(file: RecipeFile) -> type[Recipe]:
@@ -96,19 +100,25 @@ def load(file: RecipeFile) -> type[Recipe]:
             f"recipe `{file.path}` fails when it is loaded: {type(error).__name__}: {error}",
             hint=_where(error, file),
         ) from error
+    except SystemExit as error:
+        raise RecipeError(
+            f"recipe `{file.path}` ends the program when it is loaded",
+            hint='what is only for `python FILE` belongs below `if __name__ == "__main__":`',
+        ) from error
     return _checked(module, file)
 
 
 def _parse(file: RecipeFile) -> ast.Module:
     try:
+        compile(file.source, str(file.path), "exec")  # finds more than the parser
         return ast.parse(file.source, filename=str(file.path))
-    except SyntaxError as error:
+    except (SyntaxError, ValueError) as error:
+        if not isinstance(error, SyntaxError) or error.lineno is None:  # a NUL byte
+            raise RecipeError(f"{file.path} is not a Python file: {error}") from error
         raise RecipeError(
             f"syntax error in {file.path}, line {error.lineno}: {error.msg}",
             hint=(error.text or "").strip() or None,
         ) from error
-    except ValueError as error:  # a NUL byte
-        raise RecipeError(f"{file.path} is not a Python file: {error}") from error
 
 
 def _recipe_family(tree: ast.Module) -> list[ast.ClassDef]:
@@ -131,7 +141,7 @@ def _checked(module: ModuleType, file: RecipeFile) -> type[Recipe]:
         and issubclass(value, Recipe)
         and value.__module__ == module.__name__
     ]
-    leaves = [c for c in own if not any(c in other.__bases__ for other in own)]
+    leaves = [c for c in dict.fromkeys(own) if not any(c in other.__bases__ for other in own)]
     if not leaves:
         raise RecipeError(
             f"{file.path} has no recipe", hint="a recipe is a class that inherits from `Recipe`"
@@ -144,7 +154,7 @@ def _checked(module: ModuleType, file: RecipeFile) -> type[Recipe]:
     recipe_type = leaves[0]
     if missing := missing_methods(recipe_type):
         raise RecipeError(
-            f"recipe `{file.name}` lacks the method `{missing[0]}`",
+            f"recipe `{file.name}` lacks {', '.join(f'the method `{m}`' for m in missing)}",
             hint="`launcher recipes copy digits my_recipe.py` gives an example to start from",
         )
     if "__dataclass_params__" not in vars(recipe_type):
@@ -163,6 +173,22 @@ def _module(file: RecipeFile) -> ModuleType:
     return module
 
 
+def _only_names(statement: ast.stmt) -> bool:
+    """Whether a statement of a file does no more than give a name to something."""
+    if isinstance(statement, ast.If):
+        guards = ("__name__ == '__main__'", "TYPE_CHECKING", "typing.TYPE_CHECKING")
+        return ast.unparse(statement.test) in guards and not statement.orelse
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)  # a docstring
+    names = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Assign, ast.AnnAssign)
+    return isinstance(statement, names)
+
+
+def _checks_itself(statement: ast.ClassDef) -> bool:
+    """Whether a class has a `__post_init__`, which may need all that the file has."""
+    return any(getattr(member, "name", "") == "__post_init__" for member in statement.body)
+
+
 def _is_standard_import(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Import):
         return all(a.name.partition(".")[0] in sys.stdlib_module_names for a in statement.names)
@@ -171,12 +197,11 @@ def _is_standard_import(statement: ast.stmt) -> bool:
     return False
 
 
-def _without_bodies(statement: ast.stmt) -> ast.ClassDef:
-    """Return a class whose methods are there by name only; `__post_init__` keeps its checks."""
-    assert isinstance(statement, ast.ClassDef)
+def _without_bodies(statement: ast.ClassDef) -> ast.ClassDef:
+    """Return a class whose methods are there by name only."""
     body: list[ast.stmt] = []
     for member in statement.body:
-        if isinstance(member, ast.FunctionDef) and member.name != "__post_init__":
+        if isinstance(member, ast.FunctionDef):
             body += ast.parse(f"def {member.name}(self, *args, **kwargs): ...").body
         else:
             body.append(member)
@@ -184,8 +209,12 @@ def _without_bodies(statement: ast.stmt) -> ast.ClassDef:
 
 
 def _run_if_possible(statement: ast.stmt, file: RecipeFile, module: ModuleType) -> None:
-    with suppress(Exception):  # a constant that needs torch; the class may not need it
+    try:
         _run(statement, file, module)
+    except Exception:  # noqa: BLE001  # a constant that needs torch; the class may not need it
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                vars(module).pop(node.id, None)
 
 
 def _run(statement: ast.stmt, file: RecipeFile, module: ModuleType) -> None:

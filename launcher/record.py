@@ -5,6 +5,7 @@ happened travels in these files. Written by the worker, read by the launcher.
 """
 
 import contextlib
+import faulthandler
 import io
 import os
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped
-from launcher.run_dir import RunDir, read_json, write_json
+from launcher.run_dir import RunDir, assets, read_json, write_json
 
 State = Literal["running", "completed", "stopped", "failed"]
 
@@ -33,7 +34,8 @@ class Record:
     time: float  # seconds since 1970, of the last change
     error: str = ""  # "ValueError: what it said"
     hint: str | None = None
-    traceback: str = ""
+    traceback: str = ""  # the whole of it
+    users_frames: str = ""  # only what is in the user's files, and the error
     users_mistake: bool = False  # a mistake in what was asked: nothing was trained
     first_cause: bool = True  # False: it failed because another rank had failed
     exit_code: int = 0
@@ -57,7 +59,8 @@ class Record:
             self.users_mistake = isinstance(error, BadInput)
             self.state = "stopped" if isinstance(error, Stopped) else state
         else:
-            self.traceback = own_traceback(error)
+            self.traceback = "".join(traceback.format_exception(error))
+            self.users_frames = users_frames(error)
 
     def write(self, run: RunDir) -> None:
         """Write the record into the run directory; a full or lost disk is no second failure."""
@@ -71,13 +74,20 @@ class Record:
         return [cls(**record) for record in found if record]
 
 
-def own_traceback(error: BaseException) -> str:
-    """Return the traceback without the launcher's own frames above the user's first one."""
-    package = str(Path(__file__).parent) + os.sep
-    frame = error.__traceback__
-    while frame and frame.tb_next and frame.tb_frame.f_code.co_filename.startswith(package):
-        frame = frame.tb_next
-    return "".join(traceback.format_exception(type(error), error, frame or error.__traceback__))
+def users_frames(error: BaseException) -> str:
+    """Return the traceback's frames outside of installed packages, its last one, and the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = str(Path(__file__).parent) + os.sep
+    recipes = str(assets("recipes")) + os.sep
+    users = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(recipes)
+        or not ("site-packages" in frame.filename or frame.filename.startswith(ours))
+    ]
+    if frames and frames[-1] not in users:
+        users.append(frames[-1])
+    return "".join(traceback.format_list(users) + traceback.format_exception_only(error))
 
 
 def _lost_a_peer(error: BaseException) -> bool:
@@ -114,8 +124,8 @@ class _Tee(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[None]:
-    """Send what this process says to its log; rank 0 says it on the console as well.
+def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[TextIO]:
+    """Send what this process says to its log, which is given; rank 0 says it on the console too.
 
     Under the launcher, file descriptor 2 of every rank and 1 of all but rank 0 go to the log too:
     what C code says while it crashes must not be lost.
@@ -133,10 +143,12 @@ def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[None]:
         os.dup2(log.fileno(), 1)
     if supervised or rank > 0:
         os.dup2(log.fileno(), 2)
+        faulthandler.enable(log)
     try:
-        yield
+        yield log
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = stdout, stderr
+        faulthandler.disable()
         log.close()

@@ -52,7 +52,7 @@ class RunDir:
         return self.logs / f"rank-{rank}.log"
 
     def record(self, rank: int) -> Path:
-        """Who a rank is and how it ended (see `launcher.worker.Record`)."""
+        """Who a rank is and how it ended (see `launcher.record.Record`)."""
         return self.logs / f"rank-{rank}.json"
 
     def agent(self, node_rank: int) -> Path:
@@ -68,23 +68,21 @@ class RunDir:
 
         Raises RunDirError when it already holds a run or cannot be written.
         """
+        taken = RunDirError(
+            f"`{self.path}` already holds a run",
+            hint="give another --run-dir, or none to have one made",
+        )
         try:
-            self.logs.mkdir(parents=True, exist_ok=True)
             if self.config.exists() or self.metrics.exists() or self.result.exists():
-                raise RunDirError(
-                    f"`{self.path}` already holds a run",
-                    hint="give another --run-dir, or none to have one made",
-                )
-            write_text(self.recipe, recipe_source)
-            # A link fails where the name is taken: of two runs at once, one gets the folder.
-            beside = self.path / f".config.{os.getpid()}.tmp"
-            write_json(beside, config)
-            try:
-                self.config.hardlink_to(beside)
-            finally:
-                beside.unlink()
-        except FileExistsError as error:
-            raise RunDirError(f"`{self.path}` already holds a run or is a file") from error
+                raise taken
+            self.logs.mkdir(parents=True, exist_ok=True)
+            # Of two runs at once, one gets the folder, and only its recipe gets into it.
+            with written(self.recipe) as recipe:
+                recipe.write_bytes(recipe_source.encode())
+                try:
+                    _write_new_json(self.config, config)
+                except FileExistsError as error:
+                    raise taken from error
         except OSError as error:
             raise RunDirError(
                 f"run directory `{self.path}` cannot be written: {error.strerror}",
@@ -99,7 +97,7 @@ class RunDir:
         """Return the newest line of metrics.jsonl, {} when there is none."""
         try:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            return dict(json.loads(lines[-1])) if lines else {}
+            return _json_object(lines[-1]) if lines else {}
         except (OSError, ValueError):
             return {}
 
@@ -107,22 +105,43 @@ class RunDir:
 def read_config(path: Path) -> dict[str, Any]:
     """Return a config.json; raises RunDirError when it cannot be read."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        config = _json_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
+    if not isinstance(config.get("hyperparameters"), dict):
+        raise RunDirError(f"`{path}` is not the config.json of a run: it has no hyperparameters")
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, None where there is none that can be read."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return _json_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004  # as for any other wrong text
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_new_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically where there is no file; raises FileExistsError."""
+    beside = path.with_name(f".new-{path.name}.{os.getpid()}.tmp")
+    write_json(beside, value)
+    try:
+        path.hardlink_to(beside)  # unlike a rename, a link fails where the name is taken
+        sync_folder(path.parent)
+    finally:
+        beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

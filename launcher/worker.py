@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors.torch import save_model
@@ -18,11 +18,12 @@ from launcher.context import Context, unwrapped
 from launcher.data import Loader, SizedData, sized
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
 from launcher.faults import StopRequest
+from launcher.hyperparameters import configure, split_overrides
 from launcher.loops import Training, test_loop, train_loop
 from launcher.metrics import Sums, Totals
 from launcher.processes import die_with_parent
 from launcher.randomness import seed_init
-from launcher.recipe import Recipe, configure, split_overrides
+from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, load
 from launcher.record import Record, logged
 from launcher.run_dir import RunDir, write_json, written
@@ -166,8 +167,8 @@ def work(recipe: Recipe, run: RunDir, context: Context) -> None:
         print(last_words(result, run), flush=True)
 
 
-def ended(record: Record, run: RunDir, do: Callable[[], None]) -> int:
-    """Do something and note in the record how it ended; returns the exit code."""
+def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> int:
+    """Do something and note in record and log how it ended; returns the exit code."""
     record.write(run)
     try:
         do()
@@ -175,7 +176,7 @@ def ended(record: Record, run: RunDir, do: Callable[[], None]) -> int:
         record.end("failed", error)
         if isinstance(error, SystemExit):
             record.error = f"the recipe called exit({error.code}) in the middle of the run"
-        print(record.traceback or record.error, file=sys.stderr, flush=True)
+        print(record.traceback or record.error, file=log, flush=True)
     else:
         record.end("completed")
     record.write(run)
@@ -199,11 +200,16 @@ def main(recipe_type: type[Recipe]) -> None:
 
     Reads `key=value` hyperparameters and `--run-dir DIR` from the command line and exits.
     """
+    if recipe_type.__module__ != "__main__":
+        raise RecipeError(
+            f"`main({recipe_type.__name__})` runs whenever the file is loaded",
+            hint='write `if __name__ == "__main__":` above it',
+        )
     rank = int(os.environ.get("RANK", "0"))
     try:
         words, run_path = _script_arguments(sys.argv[1:])
         file = find(inspect.getfile(recipe_type))
-        recipe = configure(recipe_type, file.name, split_overrides(words))
+        recipe = configure(recipe_type, str(file.path), split_overrides(words))
     except LauncherError as error:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr)
@@ -243,8 +249,11 @@ def _run_as_script(
     if context.agree(error is not None):
         return error.exit_code if error else 1
     record = Record.started(context.rank)
-    with logged(run, context.rank, supervised=False):
-        return ended(record, run, lambda: work(recipe, run, context))
+    with logged(run, context.rank, supervised=False) as log:
+        code = ended(record, run, log, lambda: work(recipe, run, context))
+    if code and record.first_cause:
+        print(f"error: {record.users_frames or record.error}", file=sys.stderr)
+    return code
 
 
 def _source_of(recipe_type: type[Recipe], file: RecipeFile) -> None:
@@ -260,8 +269,8 @@ def run_worker(run: RunDir, spec: RunDir) -> int:
     """
     die_with_parent()
     record = Record.started(int(os.environ.get("RANK", "0")))
-    with logged(run, record.rank, supervised=True):
-        return ended(record, run, lambda: _work_as_told(run, spec))
+    with logged(run, record.rank, supervised=True) as log:
+        return ended(record, run, log, lambda: _work_as_told(run, spec))
 
 
 def _work_as_told(run: RunDir, spec: RunDir) -> None:
@@ -271,7 +280,7 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
     file = RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
     recipe_type = load(file)
     _source_of(recipe_type, file)
-    recipe = configure(recipe_type, file.name, told["hyperparameters"])
+    recipe = configure(recipe_type, str(file.path), told["hyperparameters"])
     context = Context(
         cpu=told["cpu"],
         mixed_precision=recipe.mixed_precision,

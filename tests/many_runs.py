@@ -6,7 +6,7 @@ from pathlib import Path
 
 from launcher import config
 from launcher.context import Context
-from launcher.recipe import configure
+from launcher.hyperparameters import configure
 from launcher.recipe_file import find, load
 from launcher.run_dir import RunDir
 from launcher.worker import work

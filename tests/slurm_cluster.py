@@ -1,8 +1,8 @@
 """A real SLURM cluster on one machine: each host is a network namespace on a bridge.
 
 The controller (`ctl`) is a host like the nodes, so two clusters share no port and nothing listens
-outside the bridge. All files lie below the caller's folder. Whatever lives in a cluster's
-namespaces is killed at exit; what a killed test run could not take down, the next one does.
+outside the bridge. Whatever lives in a cluster's namespaces is killed at exit; what a killed test
+run could not take down, the next one does. Only `ip netns`'s mount of /run/netns stays.
 """
 
 import fcntl
@@ -20,58 +20,44 @@ from pathlib import Path
 from typing import NamedTuple
 
 PREFIX = "lsc"  # of bridges (lsc0), of namespaces and links (lsc0-n1)
-CONTROLLER = "ctl"
-UP = {"IDLE", "MIXED", "ALLOCATED", "COMPLETING"}
 TOOLS = ("ip", "nsenter", "unshare", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-REMEDY = "apt-get install -y --no-install-recommends slurm-wlm munge iproute2"
+REMEDY = "apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge iproute2"
 
-# Times are in seconds. AuthInfo's cred_expire (120 by default) is both how long a job may take
-# from its allocation to its start and how long a requeued job waits: it makes tests quick, and
-# makes launches fail when it is too short for a busy machine. SlurmdTimeout is when a silent node
-# is given up; its jobs are requeued then. KillWait lies between SIGTERM and SIGKILL. MinJobAge is
-# how long `scontrol show job` knows an ended job. RealMemory (MiB) and CPUs are on paper only.
+# Times are in seconds. A requeued job waits for cred_expire + 1; 5 is the least, below it counts as
+# the default of 120. It is also what a job may take from its allocation to its start on a busy
+# machine. A silent node is given up about MessageTimeout + SlurmdTimeout later, and its jobs are
+# requeued. KillWait lies between SIGTERM and SIGKILL. MinJobAge is how long scontrol knows an ended
+# job. CPUs and RealMemory (MiB) exist on paper only.
 CONFIG = """\
 ClusterName={name}
-SlurmctldHost={controller}({network}.2)
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock,cred_expire=10
-CredType=cred/munge
+SlurmctldHost=ctl({network}.2)
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
-SlurmctldPort=6817
-SlurmdPort=6818
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-AccountingStorageType=accounting_storage/none
-JobAcctGatherType=jobacct_gather/none
-MpiDefault=none
-MailProg=/bin/true
 JobRequeue=1
 ReturnToService=2
 SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
-SlurmdTimeout=15
+MessageTimeout=5
+SlurmdTimeout=10
 KillWait=5
 MinJobAge=3600
 {extra}
-{node_lines}
-PartitionName=low Nodes={node_list} Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE
-PartitionName=high Nodes={node_list} MaxTime=60 PriorityTier=10 PreemptMode=OFF
+NodeName=n[1-{nodes}] NodeAddr={network}.[3-{last}] CPUs={cpus} RealMemory=16384 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
 """
-# slurmd 22.05 starts its cgroup plugin whatever the other plugins are.
-CGROUP_CONFIG = "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
 
 
 class Process(NamedTuple):
-    """A process on a node: `pid` is the one every process of this machine sees."""
+    """A process on a node; its pid is valid on the whole machine."""
 
     pid: int
     command: str
@@ -90,20 +76,10 @@ class Cluster:
 
     def run(self, *argv: str | Path, timeout_s: float = 60) -> str:
         """The output of a client command; RuntimeError with its stderr when it fails."""
-        done = subprocess.run(
-            [str(word) for word in argv],
-            env={**os.environ, **self.env},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"{argv} ended with {done.returncode}: {done.stderr}{done.stdout}")
-        return done.stdout
+        return _run(*argv, env={**os.environ, **self.env}, wait_s=timeout_s)
 
     def submit(self, script_path: Path, *options: str) -> int:
-        """The id of a new job; options come before the script, as for sbatch."""
+        """The id of a new job."""
         return int(self.run("sbatch", "--parsable", *options, script_path).split(";")[0])
 
     def job(self, job: int) -> dict[str, str]:
@@ -111,7 +87,7 @@ class Cluster:
         return _fields(self.run("scontrol", "show", "job", "-o", str(job)))
 
     def state(self, job: int) -> str:
-        """RUNNING, COMPLETING and so on, in words as scontrol writes them."""
+        """RUNNING, COMPLETING and so on, in scontrol's words."""
         return self.job(job)["JobState"]
 
     def wait(self, job: int, *states: str, timeout_s: float) -> str:
@@ -124,66 +100,68 @@ class Cluster:
         return now["JobState"]
 
     def node_state(self, node: str) -> str:
-        """IDLE, ALLOCATED, DOWN and so on; a star after it means: does not answer."""
+        """IDLE, ALLOCATED, DOWN+NOT_RESPONDING and so on."""
         return _fields(self.run("scontrol", "show", "node", "-o", node))["State"]
 
     def cut(self, node: str) -> None:
         """Take the node's link down: packets vanish, no connection is reset."""
-        _ip("link", "set", f"{self.name}-{node}", "down")
+        _ip(f"link set {self.name}-{node} down")
 
     def heal(self, node: str) -> None:
-        """Take the node's link up again."""
-        _ip("link", "set", f"{self.name}-{node}", "up")
+        """Take the node's link up again; jobs start on it some seconds later."""
+        _ip(f"link set {self.name}-{node} up")
 
     def processes(self, node: str) -> list[Process]:
-        """Who lives on the node apart from slurmd; a running step's slurmstepd does."""
+        """Who lives on the node apart from slurmd; the slurmstepd of a running step does."""
         found = []
         for pid in _pids(f"{self.name}-{node}"):
             with suppress(OSError):  # it ended in between
-                if Path(f"/proc/{pid}/comm").read_text().strip() != "slurmd":
-                    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                    found.append(Process(pid, b" ".join(words).decode(errors="replace").strip()))
-        return found
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                found.append(Process(pid, words.decode(errors="replace").strip()))
+        return [one for one in found if not one.command.startswith("slurmd ")]
 
     def kill_node(self, node: str) -> None:
-        """SIGKILL for slurmd and all else on the node. Its kernel lives on and closes the
-        connections: for a loss of power `cut` it first."""
-        _kill(lambda: _pids(f"{self.name}-{node}"))
+        """SIGKILL for all on the node. Connections get closed: for a loss of power `cut` first."""
+        _kill(f"{self.name}-{node}")
         for daemon in self.daemons.pop(node, []):
+            daemon.kill()  # it may have been about to enter the namespace
             daemon.wait()
 
     def start_node(self, node: str, timeout_s: float = 60) -> None:
         """Start slurmd and wait until the controller counts the node as up."""
         self.start(node, "slurmd", "-D", "-N", node)
-        self.wait_for_node(node, timeout_s)
+        pid = self.daemons[node][-1].pid
 
-    def wait_for_node(self, node: str, timeout_s: float) -> None:
-        """Wait until slurmd listens and the controller counts the node as up."""
+        def up() -> bool:  # after a quick restart the controller has not missed it: look at both
+            ready = int((self.folder / f"slurmd-{node}.pid").read_text()) == pid
+            return ready and self.node_state(node).split("+")[0] in {"IDLE", "MIXED", "ALLOCATED"}
 
-        def up() -> bool:  # after a restart the controller may not know yet that it was down
-            written = (self.folder / f"slurmd-{node}.pid").read_text().strip()
-            started = int(written or 0) == self.daemons[node][-1].pid
-            return started and self.node_state(node).split("+")[0] in UP
-
-        _until(up, f"slurmd of {node} has not registered", timeout_s, self.folder / f"{node}.log")
+        self.until(up, f"slurmd of {node} is up", timeout_s)
 
     def start(self, host: str, *argv: str) -> None:
-        """Start a daemon on a host, with the cluster's /etc/hosts and a host name of its own.
-
-        `ip netns exec` would remount /sys, and slurmd then finds no cgroup file system.
-        """
+        """Start a daemon on a host, with the cluster's /etc/hosts and a host name of its own."""
         script = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
-        space = ["nsenter", f"--net=/run/netns/{self.name}-{host}", "unshare", "--uts", "--mount"]
-        with (self.folder / f"{host}.log").open("ab") as log:
-            daemon = subprocess.Popen(
-                [*space, "sh", "-c", script, "sh", str(self.folder / "hosts"), host, *argv],
-                env={**os.environ, **self.env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the tests, which then take the cluster down
-            )
-        self.daemons.setdefault(host, []).append(daemon)
+        enter = ["nsenter", f"--net=/run/netns/{self.name}-{host}", "unshare", "--uts", "--mount"]
+        line = [*enter, "sh", "-c", script, "sh", str(self.folder / "hosts"), host, *argv]
+        env = {**os.environ, **self.env}
+        with (self.folder / f"{host}.log").open("ab") as log:  # in a session that gets no Ctrl-C
+            one = subprocess.Popen(line, env=env, stdout=log, stderr=log, start_new_session=True)
+        self.daemons.setdefault(host, []).append(one)
+
+    def until(self, done: Callable[[], bool], goal: str, timeout_s: float) -> None:
+        """Wait for a goal; TimeoutError with the logs, at once when a daemon has died."""
+        deadline, cause = time.monotonic() + timeout_s, ""
+        while True:
+            ends = [one.poll() for ones in self.daemons.values() for one in ones]
+            try:
+                if done():
+                    return
+            except (OSError, RuntimeError, ValueError) as error:
+                cause = str(error)
+            if any(end is not None for end in ends) or time.monotonic() > deadline:
+                logs = [path.read_text()[-2000:] for path in self.folder.glob("*.log")]
+                raise TimeoutError("\n".join([f"not so: {goal} {cause}", *logs]))
+            time.sleep(0.1)
 
 
 @contextmanager
@@ -192,137 +170,102 @@ def slurm_cluster(
 ) -> Iterator[Cluster]:
     """A cluster of `nodes` hosts n1, n2, ... with `cpus` each, all its files below `folder`.
 
-    `extra` are lines for slurm.conf, before the partitions: `PartitionName=DEFAULT GraceTime=10`.
+    `extra` are lines of slurm.conf: `KillWait=20`, `PartitionName=DEFAULT GraceTime=10`.
     """
-    names = [f"n{number}" for number in range(1, nodes + 1)]
     slot = _claim()
-    hosts = [CONTROLLER, *names]
-    cluster = Cluster(
-        name=f"{PREFIX}{slot}",
-        folder=folder.resolve(),
-        nodes=names,
-        addresses={host: f"198.18.{slot}.{2 + place}" for place, host in enumerate(hosts)},
-        env={"SLURM_CONF": str(folder.resolve() / "slurm.conf")},
-    )
+    network, folder = f"198.18.{slot}", folder.resolve()
+    names = [f"n{number}" for number in range(1, nodes + 1)]
+    addresses = {host: f"{network}.{2 + place}" for place, host in enumerate(["ctl", *names])}
+    env = {"SLURM_CONF": str(folder / "slurm.conf")}
+    cluster = Cluster(f"{PREFIX}{slot}", folder, names, addresses, env)
     try:
-        _write_files(cluster, f"198.18.{slot}", cpus, extra)
-        _add_network(cluster, f"198.18.{slot}")
-        _start_daemons(cluster)
+        _write_files(cluster, network, cpus, extra)
+        _add_network(cluster, network)
+        files = [f"--{part}-file={folder}/munge.{part}" for part in ("key", "pid", "seed")]
+        files.append(f"--socket={folder}/munge.sock")
+        cluster.start(
+            "ctl", "munged", "-F", "-f", *files
+        )  # -f: a folder of root's alone is an error
+        cluster.until((folder / "munge.sock").exists, "munged listens", 30)
+        cluster.start("ctl", "slurmctld", "-D")
+        for node in names:
+            cluster.start_node(node)
         yield cluster
     finally:
         _tear_down(cluster.name)
-        for daemons in cluster.daemons.values():
-            for daemon in daemons:
-                daemon.wait()  # killed: only its entry in the process table is left
+        for host in list(cluster.daemons):
+            cluster.kill_node(host)  # all are dead: this takes them off the process table
 
 
 def missing() -> str | None:
     """Why no cluster can run here, with the remedy; None when one can."""
     if os.geteuid() != 0:
-        return "SLURM's test cluster needs root: it makes network namespaces"
+        return "SLURM's test cluster makes network namespaces: run the tests as root"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"no {', '.join(absent)} in PATH: {REMEDY}"
-    if not Path("/sys/fs/cgroup/freezer").is_dir():
-        return "no cgroup v1 at /sys/fs/cgroup: slurmd 22.05 needs it where systemd does not run"
-    attempt = "ip link add name x type bridge && ip link add name y type veth && mount --bind / /"
-    trial = ["unshare", "--net", "--uts", "--mount", "sh", "-c", attempt]
-    done = subprocess.run(trial, capture_output=True, text=True, check=False)
-    return f"no namespaces or bridges here: {done.stderr.strip()}" if done.returncode else None
+    try:
+        _run("unshare", "--net", "--uts", "--mount", "sh", "-c", "ip link add name x type bridge")
+    except RuntimeError as error:
+        return f"run this in a virtual machine or a privileged container: {error}"
+    return None
 
 
 def _write_files(cluster: Cluster, network: str, cpus: int, extra: Sequence[str]) -> None:
-    folder = cluster.folder
-    if len(str(folder / "munge.sock")) > 90:  # the kernel takes 107 characters, slurmd needs some
+    folder, count, more = cluster.folder, len(cluster.nodes), "\n".join(extra)
+    if len(str(folder)) > 75:  # 107 for a socket like spool-n1/n1_12.4294967291
         raise ValueError(f"too long for the path of a socket: {folder}")
     for part in ("state", *(f"spool-{node}" for node in cluster.nodes)):
         (folder / part).mkdir(parents=True)
-    key = folder / "munge.key"
-    key.touch(mode=0o600)
-    key.write_bytes(secrets.token_bytes(128))
-    text = CONFIG.format(
-        name=cluster.name,
-        controller=CONTROLLER,
-        network=network,
-        folder=folder,
-        extra="\n".join(extra),
-        node_list=",".join(cluster.nodes),
-        node_lines="\n".join(
-            f"NodeName={node} NodeHostname={node} NodeAddr={cluster.addresses[node]} "
-            f"CPUs={cpus} RealMemory=16384 State=UNKNOWN"
-            for node in cluster.nodes
-        ),
-    )
-    (folder / "slurm.conf").write_text(text)
-    (folder / "cgroup.conf").write_text(CGROUP_CONFIG)
+    (folder / "munge.key").touch(mode=0o600)
+    (folder / "munge.key").write_bytes(secrets.token_bytes(128))
+    values = {"network": network, "folder": folder, "cpus": cpus, "extra": more}
+    config = CONFIG.format(name=cluster.name, nodes=count, last=count + 2, **values)
+    (folder / "slurm.conf").write_text(config)
+    # Unused, but slurmd loads it; unlike the others this one starts without a cgroup file system.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     lines = [f"{address} {host}" for host, address in cluster.addresses.items()]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
 
 
 def _add_network(cluster: Cluster, network: str) -> None:
-    _ip("address", "add", f"{network}.1/24", "dev", cluster.name)
-    _ip("link", "set", cluster.name, "up")
+    _ip(f"address add {network}.1/24 dev {cluster.name}")
     for host, address in cluster.addresses.items():
         space = f"{cluster.name}-{host}"
-        _ip("netns", "add", space)
-        _ip("link", "add", space, "type", "veth", "peer", "name", "eth0", "netns", space)
-        _ip("-n", space, "address", "add", f"{address}/24", "dev", "eth0")
-        _ip("-n", space, "link", "set", "lo", "up")
-        _ip("-n", space, "link", "set", "eth0", "up")
-        _ip("link", "set", space, "master", cluster.name, "up")
-
-
-def _start_daemons(cluster: Cluster) -> None:
-    folder, log = cluster.folder, cluster.folder / f"{CONTROLLER}.log"
-    options = {"key": "key", "socket": "sock", "pid": "pid", "seed": "seed"}
-    files = [
-        f"--{option}{'' if option == 'socket' else '-file'}={folder}/munge.{ending}"
-        for option, ending in options.items()
-    ]
-    # --force: for munged a folder that others can't enter is an error; here all is root.
-    cluster.start(CONTROLLER, "munged", "--foreground", "--force", *files)
-    _until((folder / "munge.sock").exists, "munged has made no socket", 30, log)
-    cluster.start(CONTROLLER, "slurmctld", "-D")
-    for node in cluster.nodes:
-        cluster.start(node, "slurmd", "-D", "-N", node)
-    for node in cluster.nodes:
-        cluster.wait_for_node(node, timeout_s=60)
+        _ip(f"netns add {space}")
+        _ip(f"link add {space} up master {cluster.name} type veth peer name eth0 netns {space}")
+        _ip(f"-n {space} address add {address}/24 dev eth0")
+        _ip(f"-n {space} link set eth0 up")
+        _ip(f"-n {space} link set lo up")
 
 
 def _claim() -> int:
-    """The number of a new bridge. Its alias is the pid of its owner; those of the dead are removed.
-
-    The lock keeps two runs from removing the same one, of which the faster then makes it anew.
-    """
-    lock = os.open("/run", os.O_RDONLY)
-    try:
+    """The number of a new bridge, after removing those whose owner (alias: its pid) is gone."""
+    with Path("/etc/hosts").open() as lock:  # two runs may want to take, or remove, the same one
         fcntl.flock(lock, fcntl.LOCK_EX)
         for alias in Path("/sys/class/net").glob(f"{PREFIX}*/ifalias"):
-            owner = alias.read_text().strip()
-            if owner and not Path(f"/proc/{owner}").exists():
-                _tear_down(alias.parent.name)
-        for slot in range(256):
-            with suppress(FileExistsError):
-                _ip("link", "add", f"{PREFIX}{slot}", "type", "bridge")
-                _ip("link", "set", f"{PREFIX}{slot}", "alias", str(os.getpid()))
-                return slot
-    finally:
-        os.close(lock)
-    raise RuntimeError("all 256 test clusters are taken")
+            with suppress(OSError):  # its owner is removing it
+                owner = alias.read_text().strip()
+                if owner and not Path(f"/proc/{owner}").exists():
+                    _tear_down(alias.parent.name)
+        slot = next(n for n in range(256) if not Path(f"/sys/class/net/{PREFIX}{n}").exists())
+        _ip(f"link add {PREFIX}{slot} up type bridge")
+        _ip(f"link set {PREFIX}{slot} alias {os.getpid()}")
+        return slot
 
 
 def _tear_down(name: str) -> None:
     """Remove what is there of a cluster: processes, links, namespaces, bridge."""
-    _kill(lambda: _pids(f"{name}-*"))
-    for space in [path.name for path in Path("/run/netns").glob(f"{name}-*")]:
-        with suppress(RuntimeError):  # was not made yet. Goes with the namespace, but later
-            _ip("link", "delete", space)
-        _ip("netns", "delete", space)
-    _ip("link", "delete", name)
+    _kill(f"{name}-*")
+    for link in Path("/sys/class/net").glob(f"{name}-*"):
+        _ip(f"link delete {link.name}")  # it would go with its namespace, but later
+    for space in Path("/run/netns").glob(f"{name}-*"):
+        _ip(f"netns delete {space.name}")
+    _ip(f"link delete {name}")
 
 
-def _pids(space: str) -> list[int]:
-    """Processes in the namespaces of that name (a glob pattern), zombies left out."""
-    wanted = {path.stat().st_ino for path in Path("/run/netns").glob(space)}
+def _pids(spaces: str) -> list[int]:
+    """Processes in the namespaces whose names fit a glob pattern, zombies left out."""
+    wanted = {path.stat().st_ino for path in Path("/run/netns").glob(spaces)}
     found = []
     for path in Path("/proc").glob("[0-9]*/ns/net"):
         with suppress(OSError):  # it ended in between, or is a zombie
@@ -331,41 +274,29 @@ def _pids(space: str) -> list[int]:
     return found
 
 
-def _kill(find: Callable[[], list[int]]) -> None:
-    """SIGKILL until nobody is found: a process may fork while the others are being killed."""
-
-    def gone() -> bool:
-        for pid in (pids := find()):
+def _kill(spaces: str) -> None:
+    """SIGKILL until nobody is left: a process may fork while others are being killed."""
+    deadline = time.monotonic() + 30
+    while pids := _pids(spaces):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"killed, but still there after 30 s: {pids}")
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return not pids
-
-    _until(gone, "killed processes are still there", 30)
+        time.sleep(0.05)
 
 
-def _until(done: Callable[[], bool], trouble: str, timeout_s: float, log: Path | None = None) -> None:
-    """Try every 0.1 s; an error counts as not done, and is told when the time is up."""
-    deadline, cause = time.monotonic() + timeout_s, ""
-    while True:
-        try:
-            if done():
-                return
-        except (OSError, RuntimeError) as error:
-            cause = f": {error}"
-        if time.monotonic() > deadline:
-            tail = "\n".join(log.read_text().splitlines()[-30:]) if log else ""
-            raise TimeoutError(f"{trouble} after {timeout_s} s{cause}\n{tail}")
-        time.sleep(0.1)
+def _ip(line: str) -> None:
+    _run("ip", *line.split())
 
 
-def _ip(*argv: str) -> None:
-    done = subprocess.run(["ip", *argv], capture_output=True, text=True, check=False)
-    if "File exists" in done.stderr:
-        raise FileExistsError(f"ip {' '.join(argv)}: {done.stderr}")
-    if done.returncode:
-        raise RuntimeError(f"ip {' '.join(argv)}: {done.stderr}")
+def _run(*argv: str | Path, env: dict[str, str] | None = None, wait_s: float = 60) -> str:
+    line = [str(word) for word in argv]
+    ran = subprocess.run(line, env=env, capture_output=True, text=True, timeout=wait_s, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{line} ended with {ran.returncode}: {ran.stderr}{ran.stdout}")
+    return ran.stdout
 
 
 def _fields(line: str) -> dict[str, str]:
-    """`A=1 B=c` of scontrol as a dictionary; the first one wins where a key comes twice."""
-    return dict(reversed(re.findall(r"(\S+?)=(\S*)", line)))
+    return dict(reversed(re.findall(r"(\S+?)=(\S*)", line)))  # the first one of a key wins

@@ -60,7 +60,9 @@ def test_shards_differ_by_at_most_one_and_micro_batches_are_bounded(
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(("size", "batch", "world"), [(96, 12, 3), (64, 8, 4), (60, 6, 1), (10, 10, 2)])
+@pytest.mark.parametrize(
+    ("size", "batch", "world"), [(96, 12, 3), (64, 8, 4), (60, 6, 1), (10, 10, 2)]
+)
 def test_where_it_divides_evenly_each_rank_gets_torch_s_indices(
     size: int, batch: int, world: int, shuffle: bool
 ) -> None:

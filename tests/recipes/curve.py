@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from launcher import ArrayDataset, Recipe, SampleRandom, main
 
@@ -66,8 +67,8 @@ class Curve(Recipe):
             return torch.optim.AdamW(model.parameters(), lr=self.learning_rate / 100)
         return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum)
 
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200) if self.schedule else None
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+        return CosineAnnealingLR(optimizer, 200) if self.schedule else None
 
 
 def add_noise(images: torch.Tensor, random: SampleRandom) -> torch.Tensor:

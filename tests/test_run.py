@@ -1,0 +1,361 @@
+"""`launcher run` and the other ways to start a recipe, with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from training import PROJECT, RECIPES, Run, clean_environment, command, launcher
+
+pytestmark = pytest.mark.slow
+TROUBLE = RECIPES / "trouble.py"
+DIGITS = PROJECT / "recipes" / "digits.py"
+
+
+@contextmanager
+def started(*words: str | Path, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`launcher …` in the background; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *map(str, words)],
+        cwd=cwd,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_rows(run: Path, rows: int = 1, timeout_s: float = 60) -> None:
+    """Wait until a run has reported something."""
+    deadline = time.monotonic() + timeout_s
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < rows:
+        assert time.monotonic() < deadline, f"nothing in {metrics} after {timeout_s} s"
+        time.sleep(0.05)
+
+
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def survivors(processes: list[psutil.Process], timeout_s: float = 30) -> list[psutil.Process]:
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_five_ways_to_start_give_the_same_reports(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("run", "python", "torchrun", "accelerate")]
+    tail = ["epochs=2", "--run-dir"]
+    launcher("run", DIGITS, "epochs=2", "--run-dir", runs[0], "--nproc", "2", cwd=tmp_path)
+    command(sys.executable, DIGITS, *tail, runs[1], cwd=tmp_path)
+    module = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command(*module, "--nproc-per-node=2", DIGITS, *tail, runs[2], cwd=tmp_path)
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    options = "--num_processes 3 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    port = ["--main_process_port", "0"]
+    command(*accelerate, *options.split(), *port, DIGITS, *tail, runs[3], cwd=tmp_path)
+    assert [Run(run).result["world_size"] for run in runs] == [2, 1, 2, 3]
+    for run in runs[1:]:
+        assert len(Run(run).rows) == len(Run(runs[0]).rows) == 4
+        for mine, first in zip(Run(run).rows, Run(runs[0]).rows, strict=True):
+            assert mine["loss"] == pytest.approx(first["loss"], abs=1e-5)
+            assert mine["accuracy"] == first["accuracy"]
+        assert Run(run).farthest(Run(runs[0])) < 1e-5
+        assert (run / "logs" / "rank-0.log").read_text().count("Test Error: Accuracy:") == 2
+
+
+def test_debug_starts_no_process_and_writes_nothing(tmp_path: Path) -> None:
+    done = launcher("debug", DIGITS, "--steps", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "loss: " in done.stdout
+    assert "[  128/ 1437]" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_the_whole_traceback(tmp_path: Path) -> None:
+    done = launcher("debug", TROUBLE, "what=raise", "at_step=1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert 'raise ValueError("the third wheel came off")' in done.stderr
+
+
+def test_breakpoint_works_in_debug(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(
+        DIGITS.read_text().replace(
+            "return images.float()", "breakpoint()\n    return images.float()"
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "debug", str(recipe), "--steps", "1"],
+        input="p images.shape\nc\nc\n",
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([64, 8, 8])" in done.stdout
+
+
+def test_digits_reaches_95_percent_and_says_so(tmp_path: Path) -> None:
+    done = launcher("run", "digits", "--nproc", "2", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = Run(tmp_path / "run").result
+    assert result["test_accuracy"] >= 0.95
+    assert result["test_samples"] == 360
+    last = done.stdout.strip().splitlines()[-1]
+    assert f"test accuracy {100 * result['test_accuracy']:.1f}%" in last
+    assert last.endswith(", run")
+
+
+def test_the_run_directory_keeps_its_contract(tmp_path: Path) -> None:
+    done = launcher("run", DIGITS, "epochs=2", "--run-dir", "r", "--nproc", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "r")
+    assert (run.path / "recipe.py").read_text() == DIGITS.read_text()
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["hyperparameters"]["epochs"] == 2
+    assert config["world_size"] == 2
+    assert {"recipe", "seed", "versions", "git", "command"} <= set(config)
+    for row in run.rows:
+        keys = ("split", "epoch", "step", "samples", "loss", "accuracy", "time")
+        assert tuple(row) == keys
+    assert [row["step"] for row in run.rows] == [23, 23, 46, 46]
+    assert run.result["state"] == "completed"
+    assert {p.name for p in run.path.iterdir()} == {
+        "recipe.py", "config.json", "metrics.jsonl", "result.json", "model.safetensors", "logs",
+    }  # fmt: skip
+    assert {"rank-0.log", "rank-1.log"} <= {p.name for p in (run.path / "logs").iterdir()}
+    assert not [p for p in run.path.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_a_replay_gives_the_same_bytes(tmp_path: Path) -> None:
+    launcher("run", DIGITS, "epochs=2", "seed=7", "--run-dir", "r", "--nproc", "2", cwd=tmp_path)
+    words = ["run", "r/recipe.py", "--config", "r/config.json", "--run-dir", "again"]
+    done = launcher(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "again").result["world_size"] == 2
+    assert Run(tmp_path / "again").weight_bytes == Run(tmp_path / "r").weight_bytes
+
+
+def test_only_rank_0_writes_to_the_console(tmp_path: Path) -> None:
+    words: list[str | Path] = [
+        "run",
+        TROUBLE,
+        "what=warn",
+        "at_rank=0",
+        "batch_size=9",
+        "--nproc",
+        "3",
+    ]
+    done = launcher(*words, "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.count("said by the recipe") == 1
+    assert done.stdout.count("Test Error") == 1
+    done = launcher(*words, "at_rank=1", "--run-dir", "s", cwd=tmp_path)
+    assert done.returncode == 2  # at_rank is given twice
+    words.remove("at_rank=0")
+    done = launcher(*words, "at_rank=1", "--run-dir", "s", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "said by the recipe" not in done.stdout + done.stderr
+    assert "said by the recipe" in (tmp_path / "s" / "logs" / "rank-1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "expected"),
+    [
+        ("raise at_rank=1", "rank 1 on {host} failed first: ValueError: the third wheel came off"),
+        ("exit at_rank=1", "rank 1 on {host} failed first: the recipe called exit(0)"),
+        ("kill at_rank=2", "rank 2 on {host} failed first: killed by SIGKILL"),
+        ("segfault at_rank=0", "rank 0 on {host} failed first: killed by SIGSEGV"),
+        ("nan", "the loss became nan at step 5 (epoch 0)"),
+    ],
+)
+@pytest.mark.parametrize("nproc", [1, 3])
+def test_a_failure_gives_one_summary_and_leaves_nobody(
+    tmp_path: Path, trouble: str, expected: str, nproc: int
+) -> None:
+    words = f"what={trouble} batch_size=9".split()
+    if nproc == 1:
+        words = [w for w in words if not w.startswith("at_rank")]
+        expected = expected.replace("rank 1", "rank 0").replace("rank 2", "rank 0")
+    with started(
+        "run", TROUBLE, *words, "--nproc", str(nproc), "--run-dir", "r", cwd=tmp_path
+    ) as run:
+        wait_for_start(tmp_path / "r")
+        seen = family(run)
+        stdout, stderr = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert sum(line.startswith("error:") for line in stderr.splitlines()) == 1
+    assert expected.format(host=os.uname().nodename) in stderr
+    assert "Traceback" not in stdout
+    result = Run(tmp_path / "r").result
+    assert result["state"] == "failed"
+    assert result["error"]
+    assert not survivors(seen)
+
+
+def wait_for_start(run: Path, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not (run / "logs" / "rank-0.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("nproc", [1, 3])
+def test_a_stop_request_ends_all_ranks_after_the_same_step(
+    tmp_path: Path, number: signal.Signals, nproc: int
+) -> None:
+    words = ["step_s=0.05", "epochs=1000", "batch_size=9", "--nproc", str(nproc)]
+    with started("run", TROUBLE, *words, "--run-dir", "r", cwd=tmp_path) as run:
+        wait_for_rows(tmp_path / "r")
+        seen = family(run)
+        run.send_signal(number)
+        _, stderr = run.communicate(timeout=30)
+    assert run.returncode == 75
+    assert "stopped on request after step" in stderr
+    assert Run(tmp_path / "r").result["state"] == "stopped"
+    said = {
+        json.loads(record.read_text())["error"]
+        for record in (tmp_path / "r" / "logs").glob("rank-?.json")
+    }
+    assert len(said) == 1
+    assert not survivors(seen)
+
+
+def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
+    words = ["step_s=30", "batch_size=9", "--nproc", "2", "--run-dir", "r"]
+    with started("run", TROUBLE, *words, cwd=tmp_path) as run:
+        wait_for_start(tmp_path / "r")
+        time.sleep(4)
+        seen = family(run)
+        run.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert run.poll() is None  # it waits for the step
+        before = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=30)
+        assert time.monotonic() - before < 5
+    assert run.returncode == 1
+    assert not survivors(seen, timeout_s=5)
+
+
+@pytest.mark.parametrize("victim", ["launcher", "agent"])
+def test_nobody_survives_the_launcher_or_the_agent(tmp_path: Path, victim: str) -> None:
+    words = ["step_s=0.05", "epochs=1000", "batch_size=9", "num_workers=1", "--nproc", "2"]
+    with started("run", TROUBLE, *words, "--run-dir", "r", cwd=tmp_path) as run:
+        wait_for_rows(tmp_path / "r")
+        seen = family(run)
+        assert len(seen) >= 5  # agent, two workers, two data workers
+        if victim == "launcher":
+            run.kill()
+        else:
+            psutil.Process(run.pid).children()[0].kill()
+        assert not survivors(seen)
+        run.communicate(timeout=30)
+    assert run.returncode not in (0, 75)
+
+
+def test_on_one_machine_nothing_listens_beyond_loopback(tmp_path: Path) -> None:
+    words = ["step_s=0.05", "epochs=1000", "batch_size=9", "--nproc", "2", "--run-dir", "r"]
+    with started("run", TROUBLE, *words, cwd=tmp_path) as run:
+        wait_for_rows(tmp_path / "r")
+        listening = {
+            connection.laddr.ip
+            for process in [psutil.Process(run.pid), *family(run)]
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert listening == {"127.0.0.1"}
+
+
+def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
+    words: list[str | Path] = ["run", DIGITS, "epochs=3", "--nproc", "2", "--run-dir"]
+    with started(*words, "a", cwd=tmp_path) as a, started(*words, "b", "seed=1", cwd=tmp_path) as b:
+        a.communicate(timeout=90)
+        b.communicate(timeout=90)
+    assert a.returncode == b.returncode == 0
+    assert Run(tmp_path / "a").rows[0]["loss"] != Run(tmp_path / "b").rows[0]["loss"]
+    assert Run(tmp_path / "a").result["world_size"] == 2
+
+
+def test_two_machines_without_slurm_train_as_one(tmp_path: Path) -> None:
+    port = 20_000 + os.getpid() % 10_000
+    words: list[str | Path] = [
+        "run",
+        DIGITS,
+        "epochs=2",
+        "--nnodes",
+        "2",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{port}",
+    ]
+    with (
+        started(*words, "--node-rank", "0", "--run-dir", "a", cwd=tmp_path) as first,
+        started(*words, "--node-rank", "1", "--run-dir", "b", cwd=tmp_path) as second,
+    ):
+        out, first_error = first.communicate(timeout=90)
+        _, second_error = second.communicate(timeout=90)
+    assert first.returncode == 0, first_error
+    assert second.returncode == 0, second_error
+    launcher("run", DIGITS, "epochs=2", "--run-dir", "alone", cwd=tmp_path)
+    assert Run(tmp_path / "a").result["world_size"] == 2
+    assert Run(tmp_path / "a").farthest(Run(tmp_path / "alone")) < 1e-5
+    assert "Done" in out
+
+
+def test_words_after_two_dashes_reach_accelerate(tmp_path: Path) -> None:
+    words: list[str | Path] = ["run", DIGITS, "epochs=1", "--nproc", "2", "--run-dir", "r"]
+    done = launcher(*words, "--", "--monitor_interval", "0.05", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = launcher(*words[:-1], "s", "--", "--no-such-flag", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "--no-such-flag" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("return load_digits(train=True, transform=to_float)", "return None", "not a map-style"),
+        ("return load_digits(train=True, transform=to_float)", "return []", "empty dataset"),
+        ("return nn.CrossEntropyLoss()", "pass", "`loss` returned NoneType"),
+        ("return nn.Sequential(", "return (", "`model` returned tuple"),
+        ("return torch.optim.SGD(", "return dict(params=", "`optimizer` returned dict"),
+    ],
+)
+def test_a_method_that_returns_the_wrong_thing_is_one_error_and_leaves_nothing(
+    tmp_path: Path, before: str, after: str, expected: str
+) -> None:
+    recipe = tmp_path / "mine.py"
+    text = DIGITS.read_text()
+    assert before in text
+    recipe.write_text(text.replace(before, after))
+    done = launcher("run", recipe, "--nproc", "2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_fashion_mnist_names_folder_and_files(tmp_path: Path) -> None:
+    done = launcher("run", "fashion_mnist", "data=pictures", "--nproc", "2", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "pictures" / "FashionMNIST" / "raw") in done.stderr
+    assert "train-images-idx3-ubyte.gz" in done.stderr
+    assert not (tmp_path / "runs").exists()
