@@ -11,7 +11,7 @@ from launcher.recipe import Recipe, StepSums
 
 if TYPE_CHECKING:
     from launcher.data import ArrayDataset, SampleRandom, load_digits
-    from launcher.worker import main
+    from launcher.script import main
 
 __all__ = ["ArrayDataset", "Recipe", "SampleRandom", "StepSums", "load_digits", "main"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ _NEEDS_TORCH = {
     "ArrayDataset": "launcher.data",
     "SampleRandom": "launcher.data",
     "load_digits": "launcher.data",
-    "main": "launcher.worker",
+    "main": "launcher.script",
 }
 
 

@@ -1,19 +1,23 @@
 """The command line: click commands and nothing else."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from launcher import __version__
+from launcher.checkpoint_files import all_of, problem
 from launcher.config import describe as describe_run
 from launcher.config import new_run_path
 from launcher.errors import BadInput, LauncherError
 from launcher.hyperparameters import configure, describe, split_overrides
-from launcher.launch import Nodes, check, gpus, launch
+from launcher.launch import Launch, Nodes, check, gpus, launch
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, bundled, find, load, one_line, outline
-from launcher.run_dir import RunDir, read_config, write_text
+from launcher.resume import check_is_run, choose, is_completed, resumed, test_of
+from launcher.run_dir import RunDir, read_config, read_json, write_text
 
 
 class _PassesOn(click.Command):
@@ -24,6 +28,17 @@ class _PassesOn(click.Command):
         super().parse_args(ctx, args[:at])
         ctx.args = args[at + 1 :]
         return ctx.args
+
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
+_MAX_RESTARTS = click.option(
+    "--max-restarts",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Start again so often, from the last checkpoint, when a process fails.",
+)
 
 
 class _OneError(click.Group):
@@ -73,6 +88,7 @@ def main() -> None:
 @click.option("--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM.")
 @click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0.")
 @click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0.")
+@_MAX_RESTARTS
 @click.option(
     "--tracking",
     type=click.Choice(["disabled"]),
@@ -91,6 +107,7 @@ def run(
     nnodes: int,
     node_rank: int,
     rdzv_endpoint: str | None,
+    max_restarts: int,
     tracking: str,  # noqa: ARG001  # accepted from the start; other modes come with W&B
 ) -> None:
     """Train RECIPE: a bundled name or the path of a file.
@@ -108,6 +125,11 @@ def run(
         cpu=cpu or bool(told.get("cpu")),
     )
     check(nodes)
+    if nnodes > 1 and max_restarts:
+        raise BadInput(
+            "--max-restarts restarts the processes of one machine, not of several",
+            hint="start all machines again with the same command but `launcher resume`",
+        )
     if nnodes > 1 and run_dir is None:
         raise BadInput("several machines need --run-dir, the same folder on each")
     folder = RunDir((run_dir or new_run_path(file.name)).absolute())
@@ -117,7 +139,7 @@ def run(
     spec.create(
         describe_run(file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu), file.source
     )
-    launch(folder, spec, nodes, ctx.args)
+    launch(Launch(folder, spec, nodes, ctx.args, max_restarts))
 
 
 @main.command()
@@ -132,9 +154,85 @@ def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
     """
     file, _, _ = _configured(recipe, words, None)
     recipe_type = load(file)
-    from launcher.worker import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
+    from launcher.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
 
     debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps)
+
+
+@main.command()
+@_RUN_DIR
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@_NPROC
+@click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
+@click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
+@_MAX_RESTARTS
+def resume(
+    run_dir: Path,
+    words: tuple[str, ...],
+    nproc: int | None,
+    cpu: bool,
+    allow_changes: bool,
+    max_restarts: int,
+) -> None:
+    """Continue the run in RUN_DIR from its newest valid checkpoint.
+
+    The number of processes may differ from before. `epochs=N` extends a run that has completed.
+    """
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    nodes = _nodes_as_before(folder, nproc, cpu=cpu)
+    config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
+    epochs = config["hyperparameters"]["epochs"]
+    if is_completed(folder, epochs):
+        click.echo(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")
+        return
+    launch(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
+
+
+@main.command()
+@_RUN_DIR
+@click.option("--checkpoint", default="last", metavar="best|last|STEP", show_default=True)
+@_NPROC
+@click.option("--cpu", is_flag=True, help="Test on the CPU although there are GPUs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: bool) -> None:
+    """Test a checkpoint of RUN_DIR on every sample of the test set, once."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    chosen = choose(folder, checkpoint)
+    with test_of(folder, chosen, _nodes_as_before(folder, nproc, cpu=cpu)) as job:
+        launch(job)
+        result = read_json(job.run.result) or {}
+    result |= {"step": chosen.step, "epoch": chosen.epoch}
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    right = f"{result['test_correct']} of {result['test_samples']} right, "
+    exact = right if result["test_correct"] is not None else ""
+    click.echo(f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}")
+
+
+@main.command()
+@_RUN_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def checkpoints(run_dir: Path, as_json: bool) -> None:
+    """List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    found = [(c, problem(c)) for c in all_of(folder.checkpoints)]
+    if as_json:
+        rows = [
+            {"step": c.step, "epoch": c.epoch, "size": c.size, "valid": not wrong, **c.facts}
+            for c, wrong in found
+        ]
+        click.echo(json.dumps(rows))
+        return
+    for c, wrong in found:
+        tested = _accuracy(c.facts) if c.score is not None else "not tested, "
+        size = f"{c.size / 1e6:.1f} MB"
+        click.echo(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
+    if not found:
+        click.echo("no checkpoints")
 
 
 @main.group(invoke_without_command=True)
@@ -196,3 +294,16 @@ def _shown(default: Any) -> str:
     if isinstance(default, tuple | list):
         return ",".join(map(_shown, default))
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)
+
+
+def _nodes_as_before(run: RunDir, nproc: int | None, *, cpu: bool) -> Nodes:
+    """Return the processes to go on with: as many as before unless told otherwise."""
+    told = run.read_config()
+    nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
+    check(nodes)
+    return nodes
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    accuracy = facts.get("test_accuracy")
+    return "" if accuracy is None else f"test accuracy {100 * accuracy:.2f}%, "

@@ -93,7 +93,10 @@ class Context:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, with autocast as asked, and wrap it in DDP; collective."""
-        return cast("nn.Module", self.accelerator.prepare_model(model))
+        wrapped = cast("nn.Module", self.accelerator.prepare_model(model))
+        if isinstance(wrapped, DistributedDataParallel):
+            _settle_buckets(wrapped)
+        return wrapped
 
     @contextmanager
     def gradients(self, model: nn.Module, *, synchronise: bool) -> Iterator[None]:
@@ -115,6 +118,34 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside DDP: forward passes that do not wait for other ranks."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     return cast("nn.Module", inner)
+
+
+def _settle_buckets(model: DistributedDataParallel) -> None:
+    """Have DDP arrange its gradient buckets for good, before the first step; collective.
+
+    DDP rearranges them once, after the first backward pass. A resumed run would take that step
+    later than an undisturbed one, sum in another order, and differ in the last bits at three ranks
+    and more. So a stand-in for the model, without the user's code in it, gives all parameters a
+    gradient once, last ones first as a real backward pass does.
+    """
+    inner = model.module
+    parameters = [p for p in inner.parameters() if p.requires_grad]
+    model.module = _SumOfParameters(parameters)
+    model().backward()
+    model()  # the second forward pass is where buckets are rearranged
+    model.module = inner
+    model.zero_grad()
+
+
+class _SumOfParameters(nn.Module):
+    """Depends on every parameter; its value is zero."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self._given = tuple(parameters)  # in a tuple, so that they are not registered again
+
+    def forward(self) -> Tensor:
+        return torch.stack([(p * 0).sum().float() for p in self._given]).sum()
 
 
 def _choose_interface() -> None:

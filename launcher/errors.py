@@ -9,6 +9,7 @@ LauncherError            1
 │   ├── NonFiniteLoss    1   the loss became NaN or infinite
 │   └── PeerFailed       1   another rank failed; this one only noticed
 └── Stopped              75  stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h)
+    └── Interrupted      130 ended at once, on a second request
 """
 
 from typing import ClassVar
@@ -62,3 +63,9 @@ class Stopped(LauncherError):
     """The run stopped on request at a step boundary and can be resumed."""
 
     exit_code = 75
+
+
+class Interrupted(Stopped):
+    """The run was ended at once; it goes on from its last checkpoint."""
+
+    exit_code = 130

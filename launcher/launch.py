@@ -1,26 +1,22 @@
-"""Start the processes of a run, pass stop requests on, and say what failed. Never imports torch."""
+"""Start the processes of a run, again where they may fail, and raise how it ended. No torch."""
 
 import os
 import secrets
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
-from launcher.processes import children, kill_tree
-from launcher.record import Record
-from launcher.run_dir import RunDir, read_json, write_json
-
-_POLL_S = 0.05
-_ASK_AGAIN_S = 1.0  # a worker that has just started does not hear yet
+from launcher import lock, mark
+from launcher.errors import BadInput, Interrupted, LauncherError, Stopped, TrainingFailed
+from launcher.run_dir import RunDir, write_json
+from launcher.supervise import HangWatch, Supervisor
+from launcher.verdict import verdict
 
 
 @dataclass(frozen=True)
@@ -120,182 +116,108 @@ def _threads(nodes: Nodes) -> int:
     return max(1, len(os.sched_getaffinity(0)) // nodes.nproc)
 
 
-class Supervisor:
-    """Runs one command to its end and passes stop requests on to its workers.
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a run: where it is, who takes part, and what happens when it fails."""
 
-    The first Ctrl-C, SIGTERM or SIGUSR1 asks the workers to stop after the step; a second Ctrl-C
-    or SIGTERM ends everything at once.
+    run: RunDir
+    spec: RunDir  # recipe and configuration: the run directory itself, but on other machines
+    nodes: Nodes
+    extra: Sequence[str] = ()  # for `accelerate launch`
+    max_restarts: int = 0
+    resumed: Mapping[str, Any] | None = None  # what a run that exists goes on with
+
+    @property
+    def ranks(self) -> range:
+        """The ranks on this machine."""
+        first = self.nodes.node_rank * self.nodes.nproc
+        return range(first, first + self.nodes.nproc)
+
+
+def launch(job: Launch) -> None:
+    """Run all processes of this machine to their end; raises how it ended unless it completed.
+
+    A failure is followed by another attempt, from the last checkpoint, up to `max_restarts` times;
+    but a run that fails again without a new step has a bug, which no restart mends.
     """
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.forced = False
-
-    def run(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> int:
-        """Return the command's exit code; its standard error goes to `log`.
-
-        The command has a session of its own, so that the terminal's Ctrl-C reaches only this
-        process; it ignores SIGUSR1 until a worker says otherwise, since torchrun dies of it.
-        """
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        with log.open("ab") as agent_log:
-            process = subprocess.Popen(
-                argv,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stderr=agent_log,
-                start_new_session=True,
-            )
-        with self._listening():
-            try:
-                self._wait(process, is_agent="launcher.agent" in argv)
-            finally:
-                if process.poll() is None or self.forced:
-                    kill_tree(process.pid)
-                    process.wait()
-        return process.returncode
-
-    def _wait(self, process: "subprocess.Popen[bytes]", *, is_agent: bool) -> None:
-        asked_at = 0.0
-        while process.poll() is None and not self.forced:
-            if self.requests and time.monotonic() - asked_at > _ASK_AGAIN_S:
-                asked_at = time.monotonic()
-                workers = children(process.pid, recursive=False) if is_agent else [process]
-                for worker in workers:
-                    _ask_to_stop(worker.pid)
-            time.sleep(_POLL_S)
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._hear) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self.requests and number != signal.SIGUSR1:
-            self.forced = True
-        elif not self.requests:
-            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-        self.requests += 1
-
-
-def _ask_to_stop(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGUSR1)
-
-
-def verdict(run: RunDir, nodes: Nodes, exit_code: int) -> LauncherError | None:
-    """Return what went wrong in a run that has ended, None when it completed."""
-    records = Record.read_all(run, nodes.world_size)
-    result = read_json(run.result) or {}
-    all_completed = bool(records) and all(record.state == "completed" for record in records)
-    # The result is rank 0's, and other machines may not share its disk.
-    written_here = nodes.node_rank == 0
-    if exit_code == 0 and all_completed and (result or not written_here):
-        return None
-    if any(record.users_mistake for record in records):
-        mistaken = next(record for record in records if record.users_mistake)
-        return BadInput(mistaken.error, hint=mistaken.hint)
-    exits = read_json(run.exits(nodes.node_rank)) or {}
-    if nodes.world_size == 1:
-        exits.setdefault("0", exit_code)
-    failed = first_failure(records, run, exits)
-    if failed is None and any(record.state == "stopped" for record in records):
-        stopped = next(record for record in records if record.state == "stopped")
-        return Stopped(stopped.error, hint=stopped.hint)
-    return failed or TrainingFailed(
-        f"the run ended with exit code {exit_code} before any process could say why",
-        hint=_tail(run.agent(nodes.node_rank)),
-    )
-
-
-def first_failure(
-    records: list[Record], run: RunDir, exits: Mapping[str, int]
-) -> TrainingFailed | None:
-    """Return what failed first, with its last lines; `exits` are exit codes by rank.
-
-    First comes an error of a rank's own, then a process that died unheard (killed, out of memory,
-    crashed in C), last a rank that only lost a peer. A process that the agent ended is no cause.
-    """
-    failed = sorted((r for r in records if r.state == "failed"), key=lambda r: r.time)
-    own = [r for r in failed if r.first_cause]
-    unheard = [r for r in records if r.state == "running" and exits.get(str(r.rank)) != -15]
-    unheard.sort(key=lambda r: str(r.rank) not in exits)
-    if not (candidates := own + unheard + failed):
-        return None
-    first = candidates[0]
-    log = f"the full log is {os.path.relpath(run.log(first.rank))}"
-    if first.error and not first.traceback:  # an error of ours, which says all there is to say
-        return TrainingFailed(first.error, hint=first.hint or log)
-    what = first.error or _death(exits.get(str(first.rank)))
-    lines = "\n".join(first.users_frames.splitlines()[-10:]) or _tail(run.log(first.rank))
-    return TrainingFailed(
-        f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(), hint=log
-    )
-
-
-def _death(exit_code: int | None) -> str:
-    if exit_code == -signal.SIGKILL:
-        return "killed by SIGKILL (did the machine run out of memory?)"
-    if exit_code is not None and exit_code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        return f"killed by {names.get(-exit_code, f'signal {-exit_code}')}"
-    return "it ended without a word" + (f" (exit code {exit_code})" if exit_code else "")
-
-
-def _tail(path: Path, count: int = 10) -> str:
-    """Return the last lines of a log, or the first of a crash that Python reported there."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    crashes = [at for at, line in enumerate(lines) if line.startswith("Fatal Python error")]
-    return "\n".join(lines[crashes[-1] :][:count] if crashes else lines[-count:])
-
-
-def launch(run: RunDir, spec: RunDir, nodes: Nodes, extra: Sequence[str] = ()) -> None:
-    """Run all processes of this machine to their end; raises how it ended unless it completed."""
-    told = spec.read_config()
-    argv = command(nodes, run, spec, told["hyperparameters"]["mixed_precision"], extra)
-    supervisor = Supervisor()
     started = time.time()
-    code = supervisor.run(argv, environment(nodes, os.environ), run.agent(nodes.node_rank))
-    shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
-    if supervisor.forced:
-        error: LauncherError | None = TrainingFailed("ended at once, on a second request")
-    else:
-        error = verdict(run, nodes, code)
-    if error is None:
-        return
-    if isinstance(error, BadInput):
-        shutil.rmtree(run.path)  # nothing was trained: nothing is left
-        if run.path.parent.name == "runs":
-            with suppress(OSError):  # others' runs are in it
-                run.path.parent.rmdir()
-    else:
-        write_result(run, nodes, error, time.time() - started)
+    with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
+        told = job.resumed or job.spec.read_config()
+        if job.resumed:
+            write_json(job.run.config, job.resumed)
+            job.run.result.unlink(missing_ok=True)  # how the last session ended
+        farthest = _steps_done(job)
+        for restarts_left in range(job.max_restarts, -1, -1):
+            error = _attempt(job, told)
+            if not isinstance(error, TrainingFailed) or not restarts_left:
+                break
+            before, farthest = farthest, max(farthest, _steps_done(job))
+            if farthest <= before:
+                error = TrainingFailed(
+                    f"{error.message}\nnot restarted: there was no new step since the last start",
+                    hint=error.hint,
+                )
+                break
+            print(f"error: {error}\nrestarting; {restarts_left - 1} restarts left", file=sys.stderr)
+        if error is None:
+            return
+        if isinstance(error, BadInput) and not job.resumed:
+            _remove(job.run)  # nothing was trained: nothing is left
+        else:
+            write_result(job.run, job.nodes.world_size, error, time.time() - started)
     raise error
 
 
-def write_result(run: RunDir, nodes: Nodes, error: LauncherError, seconds: float) -> None:
+def _attempt(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
+    """Start the processes once; returns how they ended, None where they completed."""
+    run, nodes, parameters = job.run, job.nodes, told["hyperparameters"]
+    for rank in job.ranks:
+        run.record(rank).unlink(missing_ok=True)
+        run.mark(rank).unlink(missing_ok=True)
+    run.exits(nodes.node_rank).unlink(missing_ok=True)
+    supervisor = Supervisor()
+    watch = HangWatch({rank: run.mark(rank) for rank in job.ranks}, parameters["hang_timeout"])
+    argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
+    env = environment(nodes, os.environ)
+    code = supervisor.run(argv, env, run.agent(nodes.node_rank), watch)
+    shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
+    if supervisor.forced:
+        return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
+    if supervisor.hang:
+        hint = f"the stacks of all ranks are in {os.path.relpath(run.logs)}"
+        return TrainingFailed(supervisor.hang, hint=hint)
+    return verdict(run, nodes.world_size, nodes.node_rank, code)
+
+
+def _steps_done(job: Launch) -> int:
+    """Return how many optimizer steps any rank of this machine has ever done."""
+    marks = [mark.read(job.run.mark(rank)) for rank in job.ranks]
+    return max((found.steps for found in marks if found), default=0)
+
+
+def _remove(run: RunDir) -> None:
+    shutil.rmtree(run.path)
+    if run.path.parent.name == "runs":
+        with suppress(OSError):  # others' runs are in it
+            run.path.parent.rmdir()
+
+
+def _how_to_resume(run: RunDir) -> str:
+    return f"launcher resume {os.path.relpath(run.path)}"
+
+
+def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: float) -> None:
     """Write the result.json of a run that stopped or failed, as far as metrics.jsonl knows."""
     last = run.last_report()
+    numbers = ("train_loss", "test_loss", "test_accuracy", "test_correct", "test_samples")
     write_json(
         run.result,
         {
             "state": "stopped" if isinstance(error, Stopped) else "failed",
             "epoch": last.get("epoch", 0),
             "step": last.get("step", 0),
-            "world_size": nodes.world_size,
-            "train_loss": None,
-            "test_loss": None,
-            "test_accuracy": None,
-            "test_correct": None,
-            "test_samples": None,
+            "world_size": world_size,
+            **dict.fromkeys(numbers),
             "seconds": seconds,
             "samples_per_second": None,
             "error": error.message,

@@ -1,81 +1,46 @@
 """The train and test loops: the algorithm of the quickstart, sharded and exact."""
 
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
-from launcher.context import Context, unwrapped
-from launcher.data import Loader, Shard
-from launcher.errors import Stopped
-from launcher.faults import Pulse, StopRequest, check_finite
+from launcher.checkpoint import MOST_FAILURES, Saver
+from launcher.context import unwrapped
+from launcher.data import Shard
+from launcher.errors import PeerFailed, Stopped, TrainingFailed
+from launcher.faults import check_finite
 from launcher.metrics import Sums, Totals
 from launcher.randomness import seed_step
-from launcher.recipe import Recipe
-from launcher.tracking import Position, Report, Trackers
+from launcher.tracking import Report
+from launcher.training import Training
 
 
-@dataclass
-class Training:
-    """What the loops work on: one rank's view of the run, and how far it is."""
-
-    recipe: Recipe
-    context: Context
-    model: nn.Module  # in DDP where there are several ranks
-    loss_fn: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
-    train_loader: Loader
-    test_loader: Loader
-    trackers: Trackers
-    stop: StopRequest
-    sums: Sums
-    most_steps: int | None = None  # of each loop, for debugging
-    pulse: Pulse = field(default_factory=Pulse)
-    epoch: int = 0
-    step: int = 0  # optimizer steps done since the start of the run
-    steps_into_epoch: int = 0
-    samples_into_epoch: int = 0
-    epoch_loss: float = 0.0  # summed over all ranks, as far as reported
-    epoch_count: float = 0.0  # what it is a mean over
-
-    @property
-    def position(self) -> Position:
-        """How far the epoch is."""
-        size = self.train_loader.sampler.size
-        return Position(self.epoch, self.recipe.epochs, self.samples_into_epoch, size)
-
-    def next_epoch(self) -> None:
-        """Go to the start of the next epoch."""
-        self.epoch += 1
-        self.steps_into_epoch = self.samples_into_epoch = 0
-        self.epoch_loss = self.epoch_count = 0.0
-
-
-def train_loop(run: Training) -> None:
+def train_loop(run: Training, saver: Saver | None) -> None:
     """Train for one epoch, or for what is left of it; collective.
 
     Raises Stopped and NonFiniteLoss, each on all ranks after the same step.
     """
+    recipe, progress, sampler = run.recipe, run.progress, run.train_loader.sampler
     run.model.train()
     run.trackers.progress(run.position)
-    run.train_loader.sampler.seek(run.epoch, run.steps_into_epoch)
-    steps = min(len(run.train_loader), run.most_steps or len(run.train_loader))
-    end = run.steps_into_epoch + steps
-    for shard in islice(run.train_loader, steps):  # one global batch a step
-        seed_step(run.recipe.seed, run.step, run.context.rank)
+    sampler.seek(progress.epoch, progress.steps_into_epoch)
+    end = min(sampler.steps, run.most_steps or sampler.steps)
+    for shard in islice(run.train_loader, end - progress.steps_into_epoch):  # one global batch
+        run.marker.tick()
+        seed_step(recipe.seed, progress.step, run.context.rank)
         train_step(run, shard)
-        run.step += 1
-        run.steps_into_epoch += 1
-        run.samples_into_epoch += shard.size
-        due = run.pulse.due()
-        report = run.steps_into_epoch % run.recipe.log_every == 0 or run.steps_into_epoch == end
-        if report or due:
-            exchange(run, report=report)
+        progress.step += 1
+        progress.steps_into_epoch += 1
+        progress.samples_into_epoch += shard.size
+        run.marker.step(progress.step)
+        last = progress.steps_into_epoch == end
+        report = last or progress.steps_into_epoch % recipe.log_every == 0
+        if run.pulse.due() or report:
+            exchange(run, saver, report=report)
+        if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0 and not last:
+            checkpoint(run, saver)
 
 
 def train_step(run: Training, shard: Shard) -> None:
@@ -88,8 +53,11 @@ def train_step(run: Training, shard: Shard) -> None:
     scale = run.context.world_size / shard.size if shard.own else 0.0
     count: int | Tensor = 0
     for number, batch in enumerate(shard.micro_batches, start=1):
-        with run.context.gradients(run.model, synchronise=number == len(shard.micro_batches)):
+        last = number == len(shard.micro_batches)
+        with run.context.gradients(run.model, synchronise=last):
             sums = run.recipe.train_step(run.model, batch, run.loss_fn)
+            if last:
+                run.marker.tick()  # from here on this rank waits for the others
             (sums.loss * scale).backward()  # type: ignore[no-untyped-call]  # torch's own
         if shard.own:
             run.sums.add(sums)
@@ -101,6 +69,7 @@ def train_step(run: Training, shard: Shard) -> None:
     run.optimizer.zero_grad()
     if run.scheduler:
         run.scheduler.step()
+    run.marker.tick()
 
 
 def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
@@ -112,46 +81,71 @@ def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
             parameter.grad.mul_(factor.to(parameter.grad.dtype))
 
 
-def exchange(run: Training, *, report: bool) -> None:
-    """Sum over ranks what they measured and whether any was asked to stop; collective.
+def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
+    """Sum over ranks what they measured, and whether any wants to stop; collective.
 
-    The one all-reduce of a report. Raises NonFiniteLoss or Stopped on all ranks alike.
+    The one all-reduce of a report. Raises NonFiniteLoss, Stopped, or TrainingFailed after too many
+    failed saves, on all ranks alike.
     """
-    words = [float(run.stop.requested), run.pulse.elapsed_s()]
-    own = torch.tensor(words, dtype=torch.float64).to(run.context.device)
-    reduced = run.context.reduce(torch.cat([run.sums.vector(), own])).tolist()
-    *vector, stops, elapsed_s = reduced
-    totals = run.sums.totals(vector)
-    check_finite(totals, run.step - len(totals.losses), run.epoch)
+    own_failures = float(saver.failures if saver else 0)
+    words = [float(run.stop.requested), run.pulse.elapsed_s(), own_failures]
+    totals, (stops, elapsed_s, failures) = _summed(run, words)
     run.pulse.beat(elapsed_s / run.context.world_size)
     if report:
-        run.epoch_loss += sum(totals.losses)
-        run.epoch_count += totals.count
+        run.progress.epoch_loss += sum(totals.losses)
+        run.progress.epoch_count += totals.count
         run.trackers.report(_report("train", run, totals), run.position)
         run.sums.reset()
     else:
         run.trackers.progress(run.position)
+    if failures >= MOST_FAILURES:
+        what = f"{MOST_FAILURES} checkpoints in a row could not be written"
+        if saver and saver.last_error:
+            raise TrainingFailed(f"{what}: {saver.last_error}")
+        raise PeerFailed(what)
     if stops:
-        raise Stopped(f"stopped on request after step {run.step} (epoch {run.epoch})")
+        where = f"step {run.progress.step} (epoch {run.progress.epoch})"
+        raise Stopped(f"stopped on request after {where}")
+
+
+def checkpoint(run: Training, saver: Saver | None) -> None:
+    """Start saving a checkpoint; collective. Weights that are not finite are not saved."""
+    if saver:
+        saver.save(run, _summed(run, [])[0])
+
+
+def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:
+    """Return the sums since the last report, and of `words`, over all ranks; collective."""
+    own = torch.tensor(words, dtype=torch.float64).to(run.context.device)
+    reduced = run.context.reduce(torch.cat([run.sums.vector(), own])).tolist()
+    cut = len(reduced) - len(words)
+    totals = run.sums.totals(reduced[:cut])
+    check_finite(totals, run.progress.step - len(totals.losses), run.progress.epoch)
+    return totals, reduced[cut:]
 
 
 @torch.no_grad()
-def test_loop(run: Training) -> Totals:
+def test_loop(run: Training, saver: Saver | None) -> Totals:
     """Test on every sample of the test set exactly once; collective.
 
-    The model is not in DDP here: ranks may have different numbers of batches, and none waits.
+    The model is not in DDP here: ranks may have different numbers of samples, and none waits.
+    Raises Stopped on all ranks, as `train_loop` does.
     """
     model = unwrapped(run.model)
     run.context.share_buffers(model)
     model.eval()
     sums = Sums(1, run.context.device)
     sampler = run.test_loader.sampler
-    sampler.seek(run.epoch)
+    sampler.seek(0)
     for shard in islice(run.test_loader, run.most_steps):
+        run.marker.tick()
         if shard.own:
             for batch in shard.micro_batches:
                 sums.add(run.recipe.test_step(model, batch, run.loss_fn))
         sums.end_batch(shard.own)
+        if run.pulse.due():
+            exchange(run, saver, report=False)
+    sums.end_step(0)
     totals = sums.totals(run.context.reduce(sums.vector()).tolist())
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
@@ -160,4 +154,5 @@ def test_loop(run: Training) -> Totals:
 
 
 def _report(split: Literal["train", "test"], run: Training, totals: Totals) -> Report:
-    return Report(split, run.epoch, run.step, totals.samples, totals.loss, totals.accuracy)
+    epoch, step = run.progress.epoch, run.progress.step
+    return Report(split, epoch, step, totals.samples, totals.loss, totals.accuracy)

@@ -43,10 +43,20 @@ class Sums:
         """Forget everything; done after a report."""
         self._losses.zero_()
         self._step = 0
-        self._count: int | Tensor = 0
+        self._count: float | Tensor = 0
         self._correct: int | Tensor = 0
         self._samples = 0
         self._has_accuracy = True
+
+    def restore(self, totals: Totals, *, mine: bool) -> None:
+        """Go on from sums over all ranks; one rank takes them as its own, the others none."""
+        self.reset()
+        self._step = len(totals.losses)
+        self._has_accuracy = totals.correct is not None
+        if mine:
+            self._losses[: self._step] = torch.tensor(totals.losses, dtype=torch.float64)
+            self._count, self._samples = totals.count, totals.samples
+            self._correct = totals.correct or 0
 
     def add(self, sums: StepSums) -> None:
         """Add a micro-batch of the current step."""
@@ -76,4 +86,4 @@ class Sums:
         """Read a reduced vector back."""
         *losses, count, correct, samples = reduced
         right = round(correct) if self._has_accuracy else None
-        return Totals(losses[: max(self._step, 1)], count, right, round(samples))
+        return Totals(losses[: self._step], count, right, round(samples))

@@ -30,6 +30,10 @@ _AT_LEAST: Mapping[str, float] = {
     "num_workers": 0,
     "seed": 0,
     "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_last": 1,
+    "keep_best": 0,
+    "hang_timeout": 1,
 }
 
 
@@ -62,6 +66,10 @@ class Recipe:
     mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
     seed: int = 0  # where all randomness of the run comes from
     log_every: int = 100  # batches between two reports of the training loss
+    checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
+    keep_last: int = 3  # newest checkpoints to keep
+    keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
+    hang_timeout: float = 600.0  # seconds without progress after which the run is ended
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

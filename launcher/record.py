@@ -8,6 +8,7 @@ import contextlib
 import faulthandler
 import io
 import os
+import signal
 import socket
 import sys
 import time
@@ -144,11 +145,14 @@ def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[TextIO]:
     if supervised or rank > 0:
         os.dup2(log.fileno(), 2)
         faulthandler.enable(log)
+        # All stacks, when the launcher sees a hang; works with the interpreter's lock held, too.
+        faulthandler.register(signal.SIGUSR2, log, all_threads=True)
     try:
         yield log
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = stdout, stderr
+        faulthandler.unregister(signal.SIGUSR2)
         faulthandler.disable()
         log.close()

@@ -43,6 +43,16 @@ class RunDir:
         return self.path / "model.safetensors"
 
     @property
+    def checkpoints(self) -> Path:
+        """Folders of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def lock(self) -> Path:
+        """Who writes to the run directory now."""
+        return self.path / "lock.json"
+
+    @property
     def logs(self) -> Path:
         """What each process said, and how it ended."""
         return self.path / "logs"
@@ -54,6 +64,10 @@ class RunDir:
     def record(self, rank: int) -> Path:
         """Who a rank is and how it ended (see `launcher.record.Record`)."""
         return self.logs / f"rank-{rank}.json"
+
+    def mark(self, rank: int) -> Path:
+        """How far a rank is (see `launcher.progress`)."""
+        return self.logs / f"rank-{rank}.mark"
 
     def agent(self, node_rank: int) -> Path:
         """What the agent of one node said: `accelerate launch` and torchrun."""
@@ -139,7 +153,7 @@ def _write_new_json(path: Path, value: Mapping[str, Any]) -> None:
     write_json(beside, value)
     try:
         path.hardlink_to(beside)  # unlike a rename, a link fails where the name is taken
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         beside.unlink()
 
@@ -164,20 +178,16 @@ def written(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        descriptor = os.open(beside, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(beside)
         beside.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk, so that they survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from launcher.run_dir import write_bytes
+
 
 @dataclass(frozen=True)
 class Report:
@@ -50,8 +52,13 @@ class Tracker(Protocol):
 class Trackers:
     """Several trackers as one; none on ranks other than 0."""
 
-    def __init__(self, *trackers: Tracker) -> None:
+    def __init__(self, *trackers: Tracker, rows: int = 0) -> None:
         self.trackers = trackers
+        self.rows = rows  # reports since the start of the run, on every rank
+
+    def add(self, *trackers: Tracker) -> None:
+        """Report to more of them."""
+        self.trackers = (*self.trackers, *trackers)
 
     def progress(self, position: Position) -> None:
         """Tell all of them how far training is."""
@@ -60,6 +67,7 @@ class Trackers:
 
     def report(self, report: Report, position: Position) -> None:
         """Hand a report to all of them."""
+        self.rows += 1
         for tracker in self.trackers:
             tracker.report(report, position)
 
@@ -117,7 +125,10 @@ class ConsoleTracker:
 class JsonlTracker:
     """metrics.jsonl: one object a line, written whole, so that a reader never sees half of one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: int = 0) -> None:
+        """Keep the first `rows` lines; those after them are superseded by what follows."""
+        kept = path.read_bytes().splitlines(keepends=True)[:rows] if path.exists() else []
+        write_bytes(path, b"".join(kept))
         self._file = path.open("ab", buffering=0)
 
     def progress(self, position: Position) -> None:

@@ -1,34 +1,36 @@
 """What each training process runs: the parts of a run put together, and how it ends."""
 
 import hashlib
-import inspect
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from safetensors.torch import save_model
 
-from launcher import config
+from launcher import checkpoint_files
+from launcher.checkpoint import Saver, load_model, restore
+from launcher.checkpoint_files import Checkpoint
 from launcher.context import Context, unwrapped
 from launcher.data import Loader, SizedData, sized
-from launcher.errors import LauncherError, RecipeError, TrainingFailed
+from launcher.errors import RecipeError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
-from launcher.hyperparameters import configure, split_overrides
-from launcher.loops import Training, test_loop, train_loop
-from launcher.metrics import Sums, Totals
+from launcher.hyperparameters import configure
+from launcher.loops import checkpoint, test_loop, train_loop
+from launcher.mark import Marker
+from launcher.metrics import Sums
 from launcher.processes import die_with_parent
 from launcher.randomness import seed_init
 from launcher.recipe import Recipe
-from launcher.recipe_file import RecipeFile, find, load
+from launcher.recipe_file import RecipeFile, load
 from launcher.record import Record, logged
 from launcher.run_dir import RunDir, write_json, written
 from launcher.sampler import ShardSampler
 from launcher.tracking import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
+from launcher.training import Training
 
 
 def prepare(
@@ -37,23 +39,21 @@ def prepare(
     stop: StopRequest,
     *,
     run: RunDir | None = None,
+    source: str = "",
     most_steps: int | None = None,
 ) -> Training:
-    """Build everything a recipe describes and check it; collective.
+    """Build everything a recipe describes and check it; collective. Nothing is reported yet.
 
-    Without a run directory nothing is written, and reports go to the console alone.
+    `source` is the text of the recipe's file, which must be the same on all ranks.
     """
     data = context.local_first(lambda: (recipe.train_data(), recipe.test_data()))
     train_data, test_data = sized(data[0], "train_data"), sized(data[1], "test_data")
-    sizes = len(train_data), len(test_data)
     seed_init(recipe.seed)
     model = _expect(recipe.model(), torch.nn.Module, "model")
     loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss").to(context.device)
+    _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
     model = context.wrap(model)
     optimizer = _expect(recipe.optimizer(model), torch.optim.Optimizer, "optimizer")
-    _refuse_divergence(recipe, context, sizes)
-    console = [ConsoleTracker()] if context.rank == 0 else []
-    files = [JsonlTracker(run.metrics)] if context.rank == 0 and run else []
     return Training(
         recipe=recipe,
         context=context,
@@ -63,9 +63,9 @@ def prepare(
         scheduler=recipe.scheduler(optimizer),
         train_loader=_loader(train_data, recipe, context),
         test_loader=_loader(test_data, recipe, context, test=True),
-        trackers=Trackers(*files, *console),
         stop=stop,
         sums=Sums(recipe.log_every, context.device),
+        marker=Marker(run.mark(context.rank) if run else None),
         most_steps=most_steps,
     )
 
@@ -92,10 +92,10 @@ def _expect(made: Any, kind: type, method: str) -> Any:
     return made
 
 
-def _refuse_divergence(recipe: Recipe, context: Context, sizes: tuple[int, int]) -> None:
+def _refuse_divergence(
+    recipe: Recipe, context: Context, sizes: tuple[int, int], source: str
+) -> None:
     """Raise TrainingFailed where ranks are about to train different things; collective."""
-    module = inspect.getmodule(type(recipe))
-    source = getattr(module, "__source__", "")
     mine = {
         "hyperparameters": repr(recipe.hyperparameters()),
         "recipe file": hashlib.sha256(source.encode()).hexdigest(),
@@ -114,36 +114,63 @@ def _refuse_divergence(recipe: Recipe, context: Context, sizes: tuple[int, int])
             )
 
 
-def train(training: Training, run: RunDir | None) -> dict[str, Any]:
-    """Train and test for all epochs; collective. Returns what result.json says."""
-    recipe, context = training.recipe, training.context
-    started, in_training_s, samples = time.perf_counter(), 0.0, 0
-    train_loss, test = 0.0, Totals([], 0, None, 0)
+def resume(training: Training, run: RunDir) -> int:
+    """Load the newest valid checkpoint, where there is one; collective.
+
+    Returns how many rows of metrics.jsonl belong to it, 0 for a run that starts from scratch.
+    """
+    context = training.context
+    found: Checkpoint | None = None
+    if context.rank == 0:
+        checkpoint_files.clean(run.checkpoints)
+        found = checkpoint_files.newest_valid(run.checkpoints, warn)
+    found = context.gather(found)[0]
+    if found is None:
+        return 0
+    rows = restore(training, found)
+    if context.rank == 0:
+        print(f"continuing from step {found.step} (epoch {found.epoch})", flush=True)
+    return rows
+
+
+def warn(message: str) -> None:
+    """Say loudly that something is wrong although the run goes on."""
+    print(f"WARNING: {message}", flush=True)
+
+
+def train(training: Training, saver: Saver | None) -> dict[str, Any]:
+    """Train and test for what is left of the epochs; collective. Returns what result.json says."""
+    recipe, progress = training.recipe, training.progress
+    began, in_training_s, samples = time.perf_counter() - progress.seconds, 0.0, 0
     try:
-        while training.epoch < recipe.epochs:
-            epoch_started = time.perf_counter()
-            train_loop(training)
-            in_training_s += time.perf_counter() - epoch_started
-            samples += training.samples_into_epoch
-            train_loss = training.epoch_loss / max(training.epoch_count, 1)
-            test = test_loop(training)
-            training.next_epoch()
+        while progress.epoch < recipe.epochs:
+            before, started = progress.samples_into_epoch, time.perf_counter()
+            train_loop(training, saver)
+            in_training_s += time.perf_counter() - started
+            samples += progress.samples_into_epoch - before
+            progress.end_epoch(test_loop(training, saver))
+            progress.seconds = time.perf_counter() - began
+            checkpoint(training, saver)
+    except Stopped:
+        progress.seconds = time.perf_counter() - began
+        checkpoint(training, saver)
+        raise
     finally:
         training.trackers.close()
-    if run and context.rank == 0:
-        with written(run.weights) as path:
-            save_model(unwrapped(training.model), str(path))
+        if saver:
+            saver.wait()
+    test = progress.test or {}
     return {
         "state": "completed",
-        "epoch": training.epoch,
-        "step": training.step,
-        "world_size": context.world_size,
-        "train_loss": train_loss,
-        "test_loss": test.loss,
-        "test_accuracy": test.accuracy,
-        "test_correct": test.correct,
-        "test_samples": test.samples,
-        "seconds": time.perf_counter() - started,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "world_size": training.context.world_size,
+        "train_loss": progress.train_loss,
+        "test_loss": test.get("loss"),
+        "test_accuracy": test.get("accuracy"),
+        "test_correct": test.get("correct"),
+        "test_samples": test.get("samples"),
+        "seconds": progress.seconds,
         "samples_per_second": samples / max(in_training_s, 1e-9),
     }
 
@@ -158,13 +185,41 @@ def last_words(result: dict[str, Any], run: RunDir | None) -> str:
     )
 
 
-def work(recipe: Recipe, run: RunDir, context: Context) -> None:
-    """Train in this process; collective. Rank 0 leaves result.json and the last line."""
+def work(recipe: Recipe, run: RunDir, context: Context, source: str) -> None:
+    """Train in this process, from the newest checkpoint of the run on; collective.
+
+    Rank 0 leaves result.json, the weights and the last line.
+    """
     with StopRequest() as stop:
-        result = train(prepare(recipe, context, stop, run=run), run)
+        training = prepare(recipe, context, stop, run=run, source=source)
+        rows = resume(training, run)
+        training.trackers = Trackers(rows=rows)
+        if context.rank == 0:
+            training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
+        saver = Saver(run, recipe.keep_last, recipe.keep_best)
+        result = train(training, saver)
     if context.rank == 0:
+        with written(run.weights) as path:
+            save_model(unwrapped(training.model), str(path))
         write_json(run.result, result)
         print(last_words(result, run), flush=True)
+
+
+def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
+    """Test a checkpoint in this process; collective. Rank 0 leaves the numbers in result.json."""
+    training = prepare(recipe, context, StopRequest(), run=run)
+    load_model(training.model, path)
+    totals = test_loop(training, None)
+    if context.rank == 0:
+        result = {
+            "state": "completed",
+            "world_size": context.world_size,
+            "test_loss": totals.loss,
+            "test_accuracy": totals.accuracy,
+            "test_correct": totals.correct,
+            "test_samples": totals.samples,
+        }
+        write_json(run.result, result)
 
 
 def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> int:
@@ -181,85 +236,6 @@ def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> i
         record.end("completed")
     record.write(run)
     return record.exit_code
-
-
-def debug(recipe: Recipe, most_steps: int) -> None:
-    """Train a few batches on the CPU in this very process, with nothing in the debugger's way."""
-    torch.autograd.set_detect_anomaly(True)
-    context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
-    try:
-        once = replace(recipe, epochs=1)
-        training = prepare(once, context, StopRequest(), most_steps=most_steps)
-        print(last_words(train(training, None), None))
-    finally:
-        context.close()
-
-
-def main(recipe_type: type[Recipe]) -> None:
-    """Train a recipe that was started as a script: by python, torchrun or accelerate launch.
-
-    Reads `key=value` hyperparameters and `--run-dir DIR` from the command line and exits.
-    """
-    if recipe_type.__module__ != "__main__":
-        raise RecipeError(
-            f"`main({recipe_type.__name__})` runs whenever the file is loaded",
-            hint='write `if __name__ == "__main__":` above it',
-        )
-    rank = int(os.environ.get("RANK", "0"))
-    try:
-        words, run_path = _script_arguments(sys.argv[1:])
-        file = find(inspect.getfile(recipe_type))
-        recipe = configure(recipe_type, str(file.path), split_overrides(words))
-    except LauncherError as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    _source_of(recipe_type, file)
-    context = Context(mixed_precision=recipe.mixed_precision)
-    try:
-        sys.exit(_run_as_script(recipe, file, run_path, context))
-    finally:
-        context.close()
-
-
-def _script_arguments(words: list[str]) -> tuple[list[str], Path | None]:
-    """Split `[--run-dir DIR] key=value …`; anything else is refused later, by its own name."""
-    if "--run-dir" not in words:
-        return words, None
-    at = words.index("--run-dir")
-    if at + 1 == len(words):
-        raise RecipeError("--run-dir needs a folder")
-    return words[:at] + words[at + 2 :], Path(words[at + 1])
-
-
-def _run_as_script(
-    recipe: Recipe, file: RecipeFile, run_path: Path | None, context: Context
-) -> int:
-    """Make the run directory on rank 0 and train; collective. Returns the exit code."""
-    run = RunDir(Path(context.gather(str(run_path or config.new_run_path(file.name)))[0]))
-    error: LauncherError | None = None
-    if context.rank == 0:
-        nodes = context.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        description = config.describe(file, recipe, nproc=context.world_size // nodes, nnodes=nodes)
-        try:
-            run.create(description, file.source)
-        except LauncherError as caught:
-            error = caught
-            print(f"error: {caught}", file=sys.stderr)
-    if context.agree(error is not None):
-        return error.exit_code if error else 1
-    record = Record.started(context.rank)
-    with logged(run, context.rank, supervised=False) as log:
-        code = ended(record, run, log, lambda: work(recipe, run, context))
-    if code and record.first_cause:
-        print(f"error: {record.users_frames or record.error}", file=sys.stderr)
-    return code
-
-
-def _source_of(recipe_type: type[Recipe], file: RecipeFile) -> None:
-    module = inspect.getmodule(recipe_type)
-    if module:
-        vars(module)["__source__"] = file.source
 
 
 def run_worker(run: RunDir, spec: RunDir) -> int:
@@ -279,7 +255,6 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
     source = spec.recipe.read_text(encoding="utf-8")
     file = RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
     recipe_type = load(file)
-    _source_of(recipe_type, file)
     recipe = configure(recipe_type, str(file.path), told["hyperparameters"])
     context = Context(
         cpu=told["cpu"],
@@ -287,7 +262,10 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
         expected_world=told["world_size"],
     )
     try:
-        work(recipe, run, context)
+        if told.get("test"):
+            test(recipe, run, context, Path(told["test"]))
+        else:
+            work(recipe, run, context, source)
     finally:
         context.close()
 

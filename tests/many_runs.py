@@ -24,7 +24,7 @@ def main(cases: Path, folder: Path) -> None:
         if context.rank == 0:
             run.create(config.describe(file, recipe, nproc=context.world_size), file.source)
         context.agree(False)
-        work(recipe, run, context)
+        work(recipe, run, context, file.source)
     context.close()
 
 

@@ -182,10 +182,8 @@ def slurm_cluster(
         _write_files(cluster, network, cpus, extra)
         _add_network(cluster, network)
         files = [f"--{part}-file={folder}/munge.{part}" for part in ("key", "pid", "seed")]
-        files.append(f"--socket={folder}/munge.sock")
-        cluster.start(
-            "ctl", "munged", "-F", "-f", *files
-        )  # -f: a folder of root's alone is an error
+        files.append(f"--socket={folder}/munge.sock")  # -f: where only root may enter, too
+        cluster.start("ctl", "munged", "-F", "-f", *files)
         cluster.until((folder / "munge.sock").exists, "munged listens", 30)
         cluster.start("ctl", "slurmctld", "-D")
         for node in names:

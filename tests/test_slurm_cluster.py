@@ -78,7 +78,7 @@ def test_a_preempted_job_is_requeued_with_restart_count_1(cluster: Cluster, tmp_
     out = tmp_path / "out.txt"
     low = cluster.submit(script(tmp_path, SLEEPER), *BOTH, f"--output={out}")
     output_with(out, "task\ntask\n")
-    high = cluster.submit(script(tmp_path, "srun true"), *BOTH, "--partition=high")
+    high = cluster.submit(script(tmp_path, "srun true"), *BOTH, "-phigh", "--output=/dev/null")
     cluster.wait(high, "COMPLETED", timeout_s=90)
     cluster.wait(low, "RUNNING", timeout_s=90)
     assert "start 0\n" in output_with(out, "start 1\n")
@@ -155,7 +155,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     assert left_behind("no bridge", killed, spaces) != []
     with slurm_cluster(tmp_path / "next", nodes=1) as cluster:
         assert cluster.name == name.strip()  # free again
-        assert left_behind("no bridge", killed, spaces) == []
+        assert left_behind("no bridge", killed, set()) == []  # numbers of namespaces are used anew
 
 
 def left_behind(name: str, folder: Path, spaces: set[int]) -> list[str]:

@@ -84,11 +84,11 @@ def test_a_report_is_a_line_of_json_as_soon_as_it_is_made(tmp_path: Path) -> Non
 
 
 def test_lines_are_added_to_those_of_a_run_that_goes_on(tmp_path: Path) -> None:
-    for _ in range(2):
-        file = JsonlTracker(tmp_path / "metrics.jsonl")
+    for kept in (0, 1, 1):
+        file = JsonlTracker(tmp_path / "metrics.jsonl", rows=kept)
         file.report(TRAIN, POSITION)
         file.close()
-    assert len(rows(tmp_path / "metrics.jsonl")) == 2
+    assert len(rows(tmp_path / "metrics.jsonl")) == 2  # the third superseded the second
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])

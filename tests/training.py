@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -28,7 +31,9 @@ class Run:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        metrics = self.path / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return [json.loads(line) for line in lines]
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -51,7 +56,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def command(
-    *words: str | Path, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+    *words: object, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command of this environment to its end, without a terminal."""
     return subprocess.run(
@@ -66,7 +71,7 @@ def command(
 
 
 def launcher(
-    *words: str | Path, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+    *words: object, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run `launcher …`."""
     return command(sys.executable, "-m", "launcher", *words, cwd=cwd, timeout_s=timeout_s, env=env)
@@ -86,3 +91,40 @@ def many_runs(folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]])
         start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
     done = command(*start, *script, cwd=folder, timeout_s=280, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@contextmanager
+def started(*words: object, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+    """`launcher …` in the background; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", *map(str, words)],
+        cwd=cwd,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(happened: Callable[[], bool], timeout_s: float = 60, every_s: float = 0.02) -> None:
+    """Wait until something has happened; fails when it has not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen in {timeout_s} s"
+        time.sleep(every_s)
+
+
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """All processes that descend from one."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def survivors(processes: list[psutil.Process], timeout_s: float = 30) -> list[psutil.Process]:
+    """Those that are still alive after a while."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]

@@ -1,5 +1,6 @@
 """The quickstart's network on made data, so that weights really move: for comparing curves."""
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,19 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from launcher import ArrayDataset, Recipe, SampleRandom, main
+
+
+class Pause(nn.Module):
+    """Passes on what it gets, after a while: time to kill something."""
+
+    def __init__(self, step_s: float, test_s: float) -> None:
+        super().__init__()
+        self.step_s, self.test_s = step_s, test_s
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x, (batch, …)."""
+        time.sleep(self.step_s if self.training else self.test_s)
+        return x
 
 
 @dataclass(frozen=True)
@@ -28,9 +42,12 @@ class Curve(Recipe):
     dropout: float = 0.0
     optimizer_name: Literal["sgd", "adamw"] = "sgd"
     schedule: bool = False
+    step_s: float = 0.0  # seconds that a training step takes longer
+    test_s: float = 0.0  # seconds that a test batch takes longer
 
     def model(self) -> nn.Module:
         return nn.Sequential(
+            Pause(self.step_s, self.test_s),
             nn.Flatten(),
             nn.Linear(784, self.hidden),
             nn.ReLU(),

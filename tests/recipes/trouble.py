@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from launcher import ArrayDataset, Recipe, main
 
+Kind = Literal[
+    "none", "raise", "exit", "quit", "kill", "segfault", "nan", "warn", "once", "hang", "sizes"
+]
+
 
 class Troubled(nn.Module):
     """A linear layer that gets into trouble when told to."""
@@ -41,7 +45,9 @@ class Troubled(nn.Module):
 class Trouble(Recipe):
     """A small run with trouble in it."""
 
-    what: Literal["none", "raise", "exit", "kill", "segfault", "nan", "warn", "once"] = "none"
+    what: Literal[
+        "none", "raise", "exit", "quit", "kill", "segfault", "nan", "warn", "once", "hang", "sizes"
+    ] = "none"
     at_rank: int = 0
     at_step: int = 5
     step_s: float = 0.0  # seconds a step takes
@@ -56,6 +62,10 @@ class Trouble(Recipe):
             raise ValueError("the third wheel came off")
         if self.what == "exit":
             sys.exit(0)
+        if self.what == "quit":
+            os._exit(0)
+        if self.what == "hang":
+            time.sleep(1000)
         if self.what == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.what == "kill":
@@ -72,7 +82,8 @@ class Trouble(Recipe):
 
     def train_data(self) -> ArrayDataset:
         generator = torch.Generator().manual_seed(0)
-        images = torch.rand(self.samples, 4, generator=generator)
+        odd = self.what == "sizes" and self.here()
+        images = torch.rand(self.samples + odd, 4, generator=generator)
         return ArrayDataset(images, (images.sum(1) * 0.75).long().clamp(0, 2))
 
     def test_data(self) -> ArrayDataset:

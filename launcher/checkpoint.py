@@ -1,0 +1,154 @@
+"""What a checkpoint holds, saved while training goes on, and loaded into any number of ranks."""
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from launcher import checkpoint_files as files
+from launcher.checkpoint_files import Checkpoint
+from launcher.context import unwrapped
+from launcher.errors import BadInput
+from launcher.metrics import Totals
+from launcher.run_dir import RunDir
+from launcher.training import Training
+
+MOST_FAILURES = 3  # failed saves in a row that stop a run
+
+
+class Saver:
+    """Saves checkpoints of a run, in a thread of rank 0, one at a time.
+
+    Training waits for the copy to host memory and for an earlier save that is still being
+    written. A failed save is a loud warning; MOST_FAILURES in a row are for the caller to act on.
+    """
+
+    def __init__(self, run: RunDir, keep_last: int, keep_best: int) -> None:
+        self.folder = run.checkpoints
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.failures = 0  # in a row
+        self.last_error = ""
+        self._thread: threading.Thread | None = None
+
+    def save(self, training: Training, window: Totals) -> None:
+        """Copy the state and start writing it; `window` is what was summed since the last report.
+
+        Only rank 0 does anything: all ranks have the same state.
+        """
+        if training.context.rank:
+            return
+        self.wait()
+        name = files.name_of(training.progress.step, training.progress.epoch)
+        if (self.folder / name).exists():
+            return
+        model = _host_copy(unwrapped(training.model).state_dict())
+        state = state_of(training, window)
+        facts = _facts(training)
+        self._thread = threading.Thread(
+            target=self._write, args=(name, model, state, facts), name="checkpoint"
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the save in flight has ended."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _write(
+        self, name: str, model: dict[str, Tensor], state: dict[str, Any], facts: Mapping[str, Any]
+    ) -> None:
+        def write_files(folder: Path) -> None:
+            save_file(model, folder / files.MODEL)
+            with (folder / files.TRAINING).open("wb") as file:  # torch's own hides what went wrong
+                torch.save(state, file)
+
+        try:
+            files.write(self.folder, name, write_files, facts)
+            files.prune(self.folder, self.keep_last, self.keep_best)
+            self.failures = 0
+        except Exception as error:  # noqa: BLE001  # torch and safetensors raise their own kinds
+            self.failures += 1
+            self.last_error = f"{type(error).__name__}: {error}"
+            print(
+                f"WARNING: checkpoint {name} could not be written ({self.last_error}); "
+                f"training goes on, {self.failures} of {MOST_FAILURES} failures in a row",
+                flush=True,
+            )
+
+
+def state_of(training: Training, window: Totals) -> dict[str, Any]:
+    """Return everything but the model that the rest of the run depends on.
+
+    Randomness needs no state: it is derived from seed, epoch, step and sample.
+    """
+    return {
+        "optimizer": _host_copy(training.optimizer.state_dict()),
+        "scheduler": copy.deepcopy(training.scheduler.state_dict()) if training.scheduler else None,
+        "progress": asdict(training.progress),
+        "window": asdict(window),  # summed since the last report, over all ranks
+        "rows": training.trackers.rows,  # of metrics.jsonl
+    }
+
+
+def restore(training: Training, checkpoint: Checkpoint) -> int:
+    """Load a checkpoint into this rank; returns how many rows of metrics.jsonl belong to it.
+
+    Raises BadInput for a checkpoint that holds code or does not fit the recipe.
+    """
+    state = _load_safely(checkpoint.path / files.TRAINING)
+    try:
+        load_model(training.model, checkpoint.path)
+        training.optimizer.load_state_dict(state["optimizer"])
+        if training.scheduler and state["scheduler"] is not None:
+            training.scheduler.load_state_dict(state["scheduler"])
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise BadInput(
+            f"checkpoint {checkpoint.path} does not fit the recipe: {error}",
+            hint="has the recipe's model or optimizer changed?",
+        ) from error
+    for field, value in state["progress"].items():
+        setattr(training.progress, field, value)
+    training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
+    return int(state["rows"])
+
+
+def load_model(model: torch.nn.Module, folder: Path) -> None:
+    """Load the weights of a checkpoint into a model."""
+    unwrapped(model).load_state_dict(load_file(folder / files.MODEL))
+
+
+def _load_safely(path: Path) -> dict[str, Any]:
+    """Load what torch.save wrote, running no code that may be in it."""
+    try:
+        # Explicit: an environment variable can switch the default off.
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise BadInput(
+            f"`{path}` cannot be loaded safely: {str(error).splitlines()[0]}",
+            hint="a checkpoint that wants to run code of its own is refused; delete its folder "
+            "to go on from the one before it",
+        ) from error
+
+
+def _facts(training: Training) -> dict[str, Any]:
+    tested = training.progress.test if training.progress.steps_into_epoch == 0 else None
+    return {
+        "test_accuracy": tested and tested["accuracy"],
+        "test_loss": tested and tested["loss"],
+        "world_size": training.context.world_size,
+    }
+
+
+def _host_copy(tree: Any) -> Any:
+    copied: Callable[[Tensor], Tensor] = lambda tensor: (  # noqa: E731
+        tensor.detach().to("cpu", copy=True).contiguous()
+    )
+    return pytree.tree_map_only(Tensor, copied, tree)

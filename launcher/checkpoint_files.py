@@ -1,0 +1,140 @@
+"""Checkpoints as files: whole or not at all, verified, listed, pruned. Never imports torch.
+
+A checkpoint is a folder `checkpoints/step-S-epoch-E` with a manifest of sizes and checksums. It is
+written beside its place, flushed, and renamed; the manifest comes last.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.run_dir import read_json, sync
+
+_NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
+MODEL = "model.safetensors"
+TRAINING = "training.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint: optimizer steps done, and the epoch that training goes on with."""
+
+    path: Path
+    step: int
+    epoch: int
+    facts: Mapping[str, Any]  # test_accuracy, test_loss, world_size, time: {} when unreadable
+    size: int  # bytes
+
+    @property
+    def score(self) -> float | None:
+        """How good it is, larger is better: test accuracy, else minus test loss; None: untested."""
+        if self.facts.get("test_accuracy") is not None:
+            return float(self.facts["test_accuracy"])
+        loss = self.facts.get("test_loss")
+        return None if loss is None else -float(loss)
+
+
+def name_of(step: int, epoch: int) -> str:
+    """Return the name of the checkpoint at a position."""
+    return f"step-{step:08d}-epoch-{epoch:04d}"
+
+
+def all_of(folder: Path) -> list[Checkpoint]:
+    """Return the checkpoints in a folder, oldest first, valid or not."""
+    found = []
+    for path in folder.glob("step-*"):
+        if match := _NAME.fullmatch(path.name):
+            facts = (read_json(path / "manifest.json") or {}).get("facts", {})
+            size = sum(file.stat().st_size for file in path.iterdir())
+            found.append(Checkpoint(path, int(match[1]), int(match[2]), facts, size))
+    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.epoch))
+
+
+def problem(checkpoint: Checkpoint) -> str | None:
+    """Return what is wrong with a checkpoint, None where every byte is as it was written."""
+    manifest = read_json(checkpoint.path / "manifest.json")
+    if manifest is None or "files" not in manifest:
+        return "its manifest is missing or broken"
+    for name, written in manifest["files"].items():
+        path = checkpoint.path / name
+        try:
+            if path.stat().st_size != written["size"]:
+                return f"{name} has {path.stat().st_size} bytes of {written['size']}"
+            if _checksum(path) != written["sha256"]:
+                return f"{name} is not what was written (its checksum differs)"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole, None when there is none; warns of others."""
+    for checkpoint in reversed(all_of(folder)):
+        wrong = problem(checkpoint)
+        if wrong is None:
+            return checkpoint
+        warn(f"checkpoint {checkpoint.path.name} is not valid: {wrong}; trying the one before it")
+    return None
+
+
+def best(checkpoints: list[Checkpoint], count: int = 1) -> list[Checkpoint]:
+    """Return the `count` best of the tested checkpoints, the best first, the older of equals."""
+    tested = [c for c in checkpoints if c.score is not None]
+    return sorted(tested, key=lambda c: -(c.score or 0))[:count]
+
+
+def write(
+    folder: Path, name: str, write_files: Callable[[Path], None], facts: Mapping[str, Any]
+) -> Path:
+    """Write a checkpoint: `write_files` fills a folder, which then appears whole under its name.
+
+    Raises OSError, and whatever `write_files` raises, with nothing left behind.
+    """
+    folder.mkdir(exist_ok=True)
+    beside, place = folder / f".{name}.tmp", folder / name
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        write_files(beside)
+        files = {}
+        for path in sorted(beside.iterdir()):
+            sync(path)
+            files[path.name] = {"size": path.stat().st_size, "sha256": _checksum(path)}
+        manifest = {"files": files, "facts": {**facts, "time": time.time()}}
+        (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        sync(beside / "manifest.json")
+        sync(beside)
+        beside.rename(place)
+        sync(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def prune(folder: Path, keep_last: int, keep_best: int) -> None:
+    """Delete all but the newest `keep_last` and the best `keep_best` checkpoints."""
+    everything = all_of(folder)
+    kept = {c.path for c in [*everything[-keep_last:], *best(everything, keep_best)]}
+    for checkpoint in everything:
+        if checkpoint.path not in kept:
+            # Renamed first: a deletion cut short must not look like a checkpoint.
+            doomed = folder / f".{checkpoint.path.name}.old"
+            checkpoint.path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Delete what a killed process left half written or half deleted."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,102 @@
+"""Go on with a run that was stopped, or test one of its checkpoints: what to start, and whether."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher import checkpoint_files
+from launcher.checkpoint_files import Checkpoint
+from launcher.errors import BadInput, RunDirError
+from launcher.hyperparameters import configure
+from launcher.launch import Launch, Nodes
+from launcher.recipe_file import RecipeFile, outline
+from launcher.run_dir import RunDir, read_json
+
+
+def recipe_of(run: RunDir) -> RecipeFile:
+    """Return the recipe of a run as it was, under the name of the file it came from."""
+    told = run.read_config()
+    try:
+        source = run.recipe.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunDirError(f"`{run.recipe}` cannot be read: {error.strerror}") from error
+    return RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
+
+
+def is_completed(run: RunDir, epochs: int) -> bool:
+    """Whether a run has nothing left to do for so many epochs."""
+    result = read_json(run.result) or {}
+    return result.get("state") == "completed" and result.get("epoch", 0) >= epochs
+
+
+def resumed(
+    run: RunDir, overrides: Mapping[str, str], nodes: Nodes, *, allow_changes: bool
+) -> dict[str, Any]:
+    """Return the configuration that a run goes on with.
+
+    Raises BadInput where a hyperparameter other than `epochs` would change, with the difference.
+    """
+    told = run.read_config()
+    recipe_type = outline(recipe_of(run))
+    before = told["hyperparameters"]
+    after = configure(recipe_type, str(run.recipe), before | overrides).hyperparameters()
+    changes = {k: [before.get(k), v] for k, v in after.items() if before.get(k) != v}
+    others = [k for k in changes if k != "epochs"]
+    if others and not allow_changes:
+        shown = ", ".join(f"{k} from {changes[k][0]} to {changes[k][1]}" for k in others)
+        raise BadInput(
+            f"a run is not continued with other hyperparameters: {shown}",
+            hint="--allow-changes does it all the same; the result is then no longer that of one "
+            "recipe and seed",
+        )
+    session = {"time": time.time(), "world_size": nodes.world_size, "changes": changes}
+    return told | {
+        "hyperparameters": after,
+        "world_size": nodes.world_size,
+        "nodes": nodes.nnodes,
+        "cpu": nodes.cpu,
+        "resumed": [*told.get("resumed", []), session | {"command": sys.argv}],
+    }
+
+
+def choose(run: RunDir, which: str) -> Checkpoint:
+    """Return the checkpoint called best, last or by its step; raises BadInput for no valid one."""
+    everything = checkpoint_files.all_of(run.checkpoints)
+    named = {
+        "last": everything[-1:],
+        "best": checkpoint_files.best(everything),
+    }.get(which, [c for c in everything if str(c.step) == which][-1:])
+    if not named:
+        steps = ", ".join(str(c.step) for c in everything) or "none"
+        raise BadInput(
+            f"`{run.path}` has no checkpoint `{which}`", hint=f"there are best, last, and: {steps}"
+        )
+    if wrong := checkpoint_files.problem(named[0]):
+        raise BadInput(f"checkpoint {named[0].path.name} is not valid: {wrong}")
+    return named[0]
+
+
+@contextmanager
+def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launch]:
+    """Give a launch that tests a checkpoint in a folder of its own; the run may be going on."""
+    told = run.read_config()
+    configured = told | {
+        "test": str(checkpoint.path),
+        "world_size": nodes.world_size,
+        "cpu": nodes.cpu,
+    }
+    with tempfile.TemporaryDirectory(prefix="launcher-test-") as folder:
+        scratch = RunDir(Path(folder))
+        scratch.create(configured, recipe_of(run).source)
+        yield Launch(scratch, scratch, nodes, resumed=configured)
+
+
+def check_is_run(run: RunDir) -> None:
+    """Raise RunDirError where a folder holds no run."""
+    if not run.config.exists():
+        hint = "name the folder that `launcher run` printed"
+        raise RunDirError(f"`{run.path}` holds no run", hint=hint)

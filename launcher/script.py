@@ -1,0 +1,96 @@
+"""A recipe that runs in a process which is already there: as a script, or to be debugged."""
+
+import inspect
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from launcher import config, lock
+from launcher.context import Context
+from launcher.errors import LauncherError, RecipeError
+from launcher.faults import StopRequest
+from launcher.hyperparameters import configure, split_overrides
+from launcher.recipe import Recipe
+from launcher.recipe_file import RecipeFile, find
+from launcher.record import Record, logged
+from launcher.run_dir import RunDir
+from launcher.tracking import ConsoleTracker, Trackers
+from launcher.worker import ended, last_words, prepare, train, work
+
+
+def debug(recipe: Recipe, most_steps: int) -> None:
+    """Train a few batches on the CPU in this very process, with nothing in the debugger's way."""
+    torch.autograd.set_detect_anomaly(True)
+    context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
+    try:
+        once = replace(recipe, epochs=1)
+        training = prepare(once, context, StopRequest(), most_steps=most_steps)
+        training.trackers = Trackers(ConsoleTracker())
+        print(last_words(train(training, None), None))
+    finally:
+        context.close()
+
+
+def main(recipe_type: type[Recipe]) -> None:
+    """Train a recipe that was started as a script: by python, torchrun or accelerate launch.
+
+    Reads `key=value` hyperparameters and `--run-dir DIR` from the command line and exits.
+    """
+    if recipe_type.__module__ != "__main__":
+        raise RecipeError(
+            f"`main({recipe_type.__name__})` runs whenever the file is loaded",
+            hint='write `if __name__ == "__main__":` above it',
+        )
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        words, run_path = _script_arguments(sys.argv[1:])
+        file = find(inspect.getfile(recipe_type))
+        recipe = configure(recipe_type, str(file.path), split_overrides(words))
+    except LauncherError as error:
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    context = Context(mixed_precision=recipe.mixed_precision)
+    try:
+        sys.exit(_run_as_script(recipe, file, run_path, context))
+    finally:
+        context.close()
+
+
+def _script_arguments(words: list[str]) -> tuple[list[str], Path | None]:
+    """Split `[--run-dir DIR] key=value …`; anything else is refused later, by its own name."""
+    if "--run-dir" not in words:
+        return words, None
+    at = words.index("--run-dir")
+    if at + 1 == len(words):
+        raise RecipeError("--run-dir needs a folder")
+    return words[:at] + words[at + 2 :], Path(words[at + 1])
+
+
+def _run_as_script(
+    recipe: Recipe, file: RecipeFile, run_path: Path | None, context: Context
+) -> int:
+    """Make the run directory on rank 0 and train; collective. Returns the exit code."""
+    run = RunDir(Path(context.gather(str(run_path or config.new_run_path(file.name)))[0]))
+    error: LauncherError | None = None
+    if context.rank == 0:
+        nodes = context.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        description = config.describe(file, recipe, nproc=context.world_size // nodes, nnodes=nodes)
+        try:
+            run.create(description, file.source)
+        except LauncherError as caught:
+            error = caught
+            print(f"error: {caught}", file=sys.stderr)
+    if context.agree(error is not None):
+        return error.exit_code if error else 1
+    record = Record.started(context.rank)
+    locked = lock.held(run) if context.rank == 0 else nullcontext()
+    with locked, logged(run, context.rank, supervised=False) as log:
+        code = ended(record, run, log, lambda: work(recipe, run, context, file.source))
+    if code and record.first_cause:
+        print(f"error: {record.users_frames or record.error}", file=sys.stderr)
+    return code

@@ -1,0 +1,71 @@
+"""The state of one run in one process: the parts that the loops work on, and how far they are."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from launcher.context import Context
+from launcher.data import Loader
+from launcher.faults import Pulse, StopRequest
+from launcher.mark import Marker
+from launcher.metrics import Sums, Totals
+from launcher.recipe import Recipe
+from launcher.tracking import Position, Trackers
+
+
+@dataclass
+class Progress:
+    """How far a run is, the same on all ranks; a checkpoint holds all of it."""
+
+    epoch: int = 0
+    step: int = 0  # optimizer steps done since the start of the run
+    steps_into_epoch: int = 0
+    samples_into_epoch: int = 0
+    epoch_loss: float = 0.0  # summed over all ranks, as far as reported
+    epoch_count: float = 0.0  # what it is a mean over
+    train_loss: float | None = None  # mean over the last whole epoch
+    test: dict[str, Any] | None = None  # the last test: loss, accuracy, correct, samples
+    seconds: float = 0.0  # wall clock, over all sessions of the run
+
+    def end_epoch(self, test: Totals) -> None:
+        """Note a test and go to the start of the next epoch."""
+        self.train_loss = self.epoch_loss / max(self.epoch_count, 1)
+        self.test = {
+            "loss": test.loss,
+            "accuracy": test.accuracy,
+            "correct": test.correct,
+            "samples": test.samples,
+        }
+        self.epoch += 1
+        self.steps_into_epoch = self.samples_into_epoch = 0
+        self.epoch_loss = self.epoch_count = 0.0
+
+
+@dataclass
+class Training:
+    """What the loops work on: one rank's view of the run."""
+
+    recipe: Recipe
+    context: Context
+    model: nn.Module  # in DDP where there are several ranks
+    loss_fn: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    train_loader: Loader
+    test_loader: Loader
+    stop: StopRequest
+    sums: Sums
+    marker: Marker
+    trackers: Trackers = field(default_factory=Trackers)
+    pulse: Pulse = field(default_factory=Pulse)
+    progress: Progress = field(default_factory=Progress)
+    most_steps: int | None = None  # of each loop, for debugging
+
+    @property
+    def position(self) -> Position:
+        """How far the epoch is, for people."""
+        done, size = self.progress.samples_into_epoch, self.train_loader.sampler.size
+        return Position(self.progress.epoch, self.recipe.epochs, done, size)

@@ -1,0 +1,79 @@
+"""Say what ended a run, from what its processes left behind. Never imports torch."""
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
+from launcher.record import Record
+from launcher.run_dir import RunDir, read_json
+
+
+def verdict(run: RunDir, world_size: int, node_rank: int, exit_code: int) -> LauncherError | None:
+    """Return what went wrong in a run that has ended, None when it completed."""
+    records = Record.read_all(run, world_size)
+    result = read_json(run.result) or {}
+    all_completed = bool(records) and all(record.state == "completed" for record in records)
+    # The result is rank 0's, and other machines may not share its disk.
+    written_here = node_rank == 0
+    if exit_code == 0 and all_completed and (result or not written_here):
+        return None
+    if any(record.users_mistake for record in records):
+        mistaken = next(record for record in records if record.users_mistake)
+        return BadInput(mistaken.error, hint=mistaken.hint)
+    exits = read_json(run.exits(node_rank)) or {}
+    if world_size == 1:
+        exits.setdefault("0", exit_code)
+    failed = first_failure(records, run, exits)
+    if failed is None and any(record.state == "stopped" for record in records):
+        stopped = next(record for record in records if record.state == "stopped")
+        return Stopped(stopped.error, hint=f"launcher resume {os.path.relpath(run.path)}")
+    return failed or TrainingFailed(
+        f"the run ended with exit code {exit_code} before any process could say why",
+        hint=_tail(run.agent(node_rank)),
+    )
+
+
+def first_failure(
+    records: list[Record], run: RunDir, exits: Mapping[str, int]
+) -> TrainingFailed | None:
+    """Return what failed first, with its last lines; `exits` are exit codes by rank.
+
+    First comes an error of a rank's own, then a process that died unheard (killed, out of memory,
+    crashed in C), last a rank that only lost a peer. A process that the agent ended is no cause.
+    """
+    failed = sorted((r for r in records if r.state == "failed"), key=lambda r: r.time)
+    own = [r for r in failed if r.first_cause]
+    unheard = [r for r in records if r.state == "running" and exits.get(str(r.rank)) != -15]
+    unheard.sort(key=lambda r: str(r.rank) not in exits)
+    if not (candidates := own + unheard + failed):
+        return None
+    first = candidates[0]
+    log = f"the full log is {os.path.relpath(run.log(first.rank))}"
+    if first.error and not first.traceback:  # an error of ours, which says all there is to say
+        return TrainingFailed(first.error, hint=first.hint or log)
+    what = first.error or _death(exits.get(str(first.rank)))
+    lines = "\n".join(first.users_frames.splitlines()[-10:]) or _tail(run.log(first.rank))
+    return TrainingFailed(
+        f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(), hint=log
+    )
+
+
+def _death(exit_code: int | None) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "killed by SIGKILL (did the machine run out of memory?)"
+    if exit_code is not None and exit_code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        return f"killed by {names.get(-exit_code, f'signal {-exit_code}')}"
+    return "it ended without a word" + (f" (exit code {exit_code})" if exit_code else "")
+
+
+def _tail(path: Path, count: int = 10) -> str:
+    """Return the last lines of a log, or the first of a crash that Python reported there."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    crashes = [at for at, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    return "\n".join(lines[crashes[-1] :][:count] if crashes else lines[-count:])
