@@ -1,8 +1,10 @@
 """What a checkpoint holds, saved while training goes on, and loaded into any number of ranks."""
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,16 +69,17 @@ class Saver:
     ) -> None:
         def write_files(folder: Path) -> None:
             save_file(model, folder / files.MODEL)
-            with (folder / files.TRAINING).open("wb") as file:  # torch's own hides what went wrong
+            with (folder / files.TRAINING).open("wb") as file:
                 torch.save(state, file)
 
+        _yield_to_training()
         try:
             files.write(self.folder, name, write_files, facts)
             files.prune(self.folder, self.keep_last, self.keep_best)
             self.failures = 0
         except Exception as error:  # noqa: BLE001  # torch and safetensors raise their own kinds
             self.failures += 1
-            self.last_error = f"{type(error).__name__}: {error}"
+            self.last_error = _reason(error)
             print(
                 f"WARNING: checkpoint {name} could not be written ({self.last_error}); "
                 f"training goes on, {self.failures} of {MOST_FAILURES} failures in a row",
@@ -145,6 +148,20 @@ def _facts(training: Training) -> dict[str, Any]:
         "test_loss": tested and tested["loss"],
         "world_size": training.context.world_size,
     }
+
+
+def _yield_to_training() -> None:
+    """Let this thread compute only when training leaves a core free (Linux: a nice of its own)."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong: torch covers the file's own error with "unexpected pos"."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(cause or error).__name__}: {cause or error}"
 
 
 def _host_copy(tree: Any) -> Any:
