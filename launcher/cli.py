@@ -12,7 +12,7 @@ from launcher.checkpoint_files import all_of, problem
 from launcher.config import describe as describe_run
 from launcher.config import new_run_path
 from launcher.errors import BadInput, LauncherError
-from launcher.hyperparameters import configure, describe, split_overrides
+from launcher.hyperparameters import configure, split_overrides, table
 from launcher.launch import Launch, Nodes, check, gpus, launch
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, bundled, find, load, one_line, outline
@@ -251,13 +251,8 @@ def recipes(ctx: click.Context) -> None:
 def show(recipe: str) -> None:
     """Print every hyperparameter of RECIPE with type, default and meaning."""
     file = find(recipe)
-    rows = [(h.name, h.type, _shown(h.default), h.meaning) for h in describe(outline(file))]
-    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n")
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, kind, default, meaning in rows:
-        click.echo(
-            f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {default:<{widths[2]}}  {meaning}".rstrip()
-        )
+    hyperparameters = table(outline(file))
+    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n\n{hyperparameters}")
 
 
 @recipes.command("copy")
@@ -287,13 +282,6 @@ def _configured(
         file = file._replace(name=told.get("recipe", file.name))
     values = told.get("hyperparameters", {}) | overrides
     return file, configure(outline(file), recipe, values), told
-
-
-def _shown(default: Any) -> str:
-    """Return a default as it is given on the command line."""
-    if isinstance(default, tuple | list):
-        return ",".join(map(_shown, default))
-    return str(default).lower() if default is None or isinstance(default, bool) else str(default)
 
 
 def _nodes_as_before(run: RunDir, nproc: int | None, *, cpu: bool) -> Nodes:

@@ -51,6 +51,23 @@ def describe(recipe_type: type[Recipe]) -> list[Hyperparameter]:
     ]
 
 
+def table(recipe_type: type[Recipe]) -> str:
+    """Return every hyperparameter of a recipe, a line each, for people."""
+    rows = [(h.name, h.type, _shown(h.default), h.meaning) for h in describe(recipe_type)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {default:<{widths[2]}}  {meaning}".rstrip()
+        for name, kind, default, meaning in rows
+    )
+
+
+def _shown(default: Any) -> str:
+    """Return a default as it is given on the command line."""
+    if isinstance(default, tuple | list):
+        return ",".join(map(_shown, default))
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)
+
+
 def configure(recipe_type: type[Recipe], name: str, values: Mapping[str, Any]) -> Recipe:
     """Make a recipe from hyperparameters, given as text (`key=value`) or as JSON values.
 

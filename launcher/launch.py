@@ -6,14 +6,15 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from launcher import lock, mark
-from launcher.errors import BadInput, Interrupted, LauncherError, Stopped, TrainingFailed
+from launcher.errors import BadInput, Interrupted, LauncherError, TrainingFailed
+from launcher.record import write_result
 from launcher.run_dir import RunDir, write_json
 from launcher.supervise import HangWatch, Supervisor
 from launcher.verdict import verdict
@@ -162,7 +163,7 @@ def launch(job: Launch) -> None:
         if error is None:
             return
         if isinstance(error, BadInput) and not job.resumed:
-            _remove(job.run)  # nothing was trained: nothing is left
+            job.run.remove()  # nothing was trained: nothing is left
         else:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
     raise error
@@ -195,31 +196,5 @@ def _steps_done(job: Launch) -> int:
     return max((found.steps for found in marks if found), default=0)
 
 
-def _remove(run: RunDir) -> None:
-    shutil.rmtree(run.path)
-    if run.path.parent.name == "runs":
-        with suppress(OSError):  # others' runs are in it
-            run.path.parent.rmdir()
-
-
 def _how_to_resume(run: RunDir) -> str:
     return f"launcher resume {os.path.relpath(run.path)}"
-
-
-def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: float) -> None:
-    """Write the result.json of a run that stopped or failed, as far as metrics.jsonl knows."""
-    last = run.last_report()
-    numbers = ("train_loss", "test_loss", "test_accuracy", "test_correct", "test_samples")
-    write_json(
-        run.result,
-        {
-            "state": "stopped" if isinstance(error, Stopped) else "failed",
-            "epoch": last.get("epoch", 0),
-            "step": last.get("step", 0),
-            "world_size": world_size,
-            **dict.fromkeys(numbers),
-            "seconds": seconds,
-            "samples_per_second": None,
-            "error": error.message,
-        },
-    )

@@ -99,6 +99,25 @@ def _lost_a_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
+def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: float) -> None:
+    """Write the result.json of a run that stopped or failed, as far as metrics.jsonl knows."""
+    last = run.last_report()
+    numbers = ("train_loss", "test_loss", "test_accuracy", "test_correct", "test_samples")
+    write_json(
+        run.result,
+        {
+            "state": "stopped" if isinstance(error, Stopped) else "failed",
+            "epoch": last.get("epoch", 0),
+            "step": last.get("step", 0),
+            "world_size": world_size,
+            **dict.fromkeys(numbers),
+            "seconds": seconds,
+            "samples_per_second": None,
+            "error": error.message,
+        },
+    )
+
+
 class _Tee(io.TextIOBase):
     """A text stream that writes to two."""
 

@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,13 @@ class RunDir:
                 f"run directory `{self.path}` cannot be written: {error.strerror}",
                 hint="give a folder that you may write with --run-dir",
             ) from error
+
+    def remove(self) -> None:
+        """Delete all of it, and the folder `runs` when it was the only one in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.parent.name == "runs":
+            with suppress(OSError):  # others' runs are in it
+                self.path.parent.rmdir()
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json; raises RunDirError when there is none that can be read."""

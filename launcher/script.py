@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 
 from launcher import config, lock
 from launcher.context import Context
-from launcher.errors import LauncherError, RecipeError
+from launcher.errors import LauncherError, RecipeError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
-from launcher.hyperparameters import configure, split_overrides
+from launcher.hyperparameters import configure, split_overrides, table
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find
-from launcher.record import Record, logged
+from launcher.record import Record, logged, write_result
 from launcher.run_dir import RunDir
 from launcher.tracking import ConsoleTracker, Trackers
 from launcher.worker import ended, last_words, prepare, train, work
@@ -46,6 +47,9 @@ def main(recipe_type: type[Recipe]) -> None:
             hint='write `if __name__ == "__main__":` above it',
         )
     rank = int(os.environ.get("RANK", "0"))
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"usage: {sys.argv[0]} [--run-dir DIR] [KEY=VALUE]...\n\n{table(recipe_type)}")
+        sys.exit(0)
     try:
         words, run_path = _script_arguments(sys.argv[1:])
         file = find(inspect.getfile(recipe_type))
@@ -87,10 +91,24 @@ def _run_as_script(
             print(f"error: {caught}", file=sys.stderr)
     if context.agree(error is not None):
         return error.exit_code if error else 1
-    record = Record.started(context.rank)
+    record, started = Record.started(context.rank), time.time()
     locked = lock.held(run) if context.rank == 0 else nullcontext()
     with locked, logged(run, context.rank, supervised=False) as log:
         code = ended(record, run, log, lambda: work(recipe, run, context, file.source))
-    if code and record.first_cause:
-        print(f"error: {record.users_frames or record.error}", file=sys.stderr)
+    if code:
+        _say_how_it_ended(record, run, context, time.time() - started)
     return code
+
+
+def _say_how_it_ended(record: Record, run: RunDir, context: Context, seconds: float) -> None:
+    """Do what the launcher does where there is one, as far as this rank knows."""
+    if record.first_cause and (context.rank == 0 or record.traceback):
+        print(f"error: {record.users_frames or record.error}", file=sys.stderr)
+    if context.rank > 0:
+        return
+    if record.users_mistake:
+        run.remove()
+        return
+    ending = Stopped if record.state == "stopped" else TrainingFailed
+    write_result(run, context.world_size, ending(record.error), seconds)
+    print(f"hint: launcher resume {run.path}", file=sys.stderr)

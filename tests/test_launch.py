@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
+from launcher.errors import BadInput
 from launcher.launch import (
     Nodes,
     check,
     command,
     environment,
     gpus,
-    write_result,
 )
-from launcher.run_dir import RunDir, read_json
+from launcher.run_dir import RunDir
 
 RUN = RunDir(Path("/runs/r"))
 SPEC = RunDir(Path("/runs/r/logs/node-1-spec"))
@@ -156,25 +155,3 @@ def test_the_users_environment_is_passed_on() -> None:
     base = {"HOME": "/root", "MY_DATA": "here"}
     assert environment(Nodes(nproc=2), base).items() >= base.items()
     assert base == {"HOME": "/root", "MY_DATA": "here"}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
-    run.create({"hyperparameters": {}}, "")
-    return run
-
-
-@pytest.mark.parametrize(
-    ("error", "word"), [(Stopped("after step 3"), "stopped"), (TrainingFailed("odd"), "failed")]
-)
-def test_a_run_that_did_not_complete_has_a_result_too(
-    error: LauncherError, word: str, run: RunDir
-) -> None:
-    run.metrics.write_text('{"epoch": 1, "step": 30}\n')
-    write_result(run, 2, error, 1.5)
-    result = read_json(run.result)
-    assert result
-    assert (result["state"], result["error"]) == (word, error.message)
-    assert (result["epoch"], result["step"], result["seconds"]) == (1, 30, 1.5)
-    assert result["world_size"] == 2

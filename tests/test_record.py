@@ -16,8 +16,8 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
-from launcher.record import Record, logged, users_frames
-from launcher.run_dir import RunDir
+from launcher.record import Record, logged, users_frames, write_result
+from launcher.run_dir import RunDir, read_json
 
 
 @pytest.fixture
@@ -190,3 +190,18 @@ def test_a_crash_in_c_leaves_its_traceback_in_the_log(run: RunDir) -> None:
 def test_a_record_is_json_that_people_can_read(run: RunDir) -> None:
     Record.started(0).write(run)
     assert json.loads(run.record(0).read_text())["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("error", "word"), [(Stopped("after step 3"), "stopped"), (TrainingFailed("odd"), "failed")]
+)
+def test_a_run_that_did_not_complete_has_a_result_too(
+    error: LauncherError, word: str, run: RunDir
+) -> None:
+    run.metrics.write_text('{"epoch": 1, "step": 30}\n')
+    write_result(run, 2, error, 1.5)
+    result = read_json(run.result)
+    assert result
+    assert (result["state"], result["error"]) == (word, error.message)
+    assert (result["epoch"], result["step"], result["seconds"]) == (1, 30, 1.5)
+    assert result["world_size"] == 2

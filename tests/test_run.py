@@ -329,3 +329,20 @@ def test_missing_fashion_mnist_names_folder_and_files(tmp_path: Path) -> None:
     assert str(tmp_path / "pictures" / "FashionMNIST" / "raw") in done.stderr
     assert "train-images-idx3-ubyte.gz" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_script_tells_its_hyperparameters_and_how_it_ended(tmp_path: Path) -> None:
+    done = command(sys.executable, DIGITS, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "passes over the training data" in done.stdout
+    done = command(
+        sys.executable, TROUBLE, "what=raise", "at_step=1", "--run-dir", "r", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "ValueError: the third wheel came off" in done.stderr
+    assert Run(tmp_path / "r").result["state"] == "failed"
+    assert not (tmp_path / "r" / "lock.json").exists()
+    done = command(sys.executable, DIGITS, "epoch=3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean `epochs`?" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
