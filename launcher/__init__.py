@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from launcher.recipe import Recipe, StepSums
 
 if TYPE_CHECKING:
+    from launcher.context import unwrapped
     from launcher.data import ArrayDataset, SampleRandom, load_digits
     from launcher.script import main
 
-__all__ = ["ArrayDataset", "Recipe", "SampleRandom", "StepSums", "load_digits", "main"]
+__all__ = ["ArrayDataset", "Recipe", "SampleRandom", "StepSums", "load_digits", "main", "unwrapped"]
 __version__ = "0.1.0"
 
 _NEEDS_TORCH = {
@@ -21,6 +22,7 @@ _NEEDS_TORCH = {
     "SampleRandom": "launcher.data",
     "load_digits": "launcher.data",
     "main": "launcher.script",
+    "unwrapped": "launcher.context",
 }
 
 

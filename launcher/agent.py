@@ -17,6 +17,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # torch exports t
     Store,
     TCPStore,
 )
+from torch.distributed.elastic.multiprocessing import PContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
@@ -30,6 +31,7 @@ from launcher.processes import die_with_parent
 from launcher.run_dir import write_json
 
 _HOST = "127.0.0.1"
+_GRACE_S = 5  # what workers get to end by themselves when another has failed
 
 
 class LoopbackRendezvous(RendezvousHandler):
@@ -95,6 +97,7 @@ def main(argv: list[str]) -> int:
     die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stop requests go to the workers directly
     rendezvous_handler_registry.register("loopback", _create)
+    _end_survivors_soon()
     exits, *arguments = argv
     try:
         launch_command(launch_command_parser().parse_args(arguments))
@@ -103,6 +106,22 @@ def main(argv: list[str]) -> int:
         write_json(Path(exits), codes)
         return 1
     return 0
+
+
+def _end_survivors_soon() -> None:
+    """Give workers seconds, not torchrun's half a minute, to end when another has failed.
+
+    They may be in a long download or batch, which would hold up the news. The option
+    `--shutdown_timeout` is not used in this case.
+    """
+    close = PContext.close
+
+    def close_soon(
+        context: PContext, death_sig: signal.Signals | None = None, timeout: int = _GRACE_S
+    ) -> None:
+        close(context, death_sig, min(timeout, _GRACE_S))
+
+    PContext.close = close_soon  # type: ignore[method-assign, assignment]  # no other way
 
 
 def _create(parameters: RendezvousParameters) -> RendezvousHandler:

@@ -16,7 +16,14 @@ from launcher.hyperparameters import configure, split_overrides, table
 from launcher.launch import Launch, Nodes, check, gpus, launch
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, bundled, find, load, one_line, outline
-from launcher.resume import check_is_run, choose, is_completed, resumed, test_of
+from launcher.resume import (
+    check_is_run,
+    choose,
+    is_completed,
+    recipe_of,
+    resumed,
+    test_of,
+)
 from launcher.run_dir import RunDir, read_config, read_json, write_text
 
 
@@ -25,7 +32,16 @@ class _PassesOn(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         at = args.index("--") if "--" in args else len(args)
-        super().parse_args(ctx, args[:at])
+        try:
+            super().parse_args(ctx, args[:at])
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            if name in Recipe.__dataclass_fields__:
+                raise BadInput(
+                    f"there is no option {error.option_name}",
+                    hint=f"hyperparameters are given as key=value: {name}=...",
+                ) from error
+            raise
         ctx.args = args[at + 1 :]
         return ctx.args
 
@@ -278,8 +294,8 @@ def _configured(
     overrides = split_overrides(words)
     told = read_config(config) if config else {}
     file = find(recipe)
-    if told:
-        file = file._replace(name=told.get("recipe", file.name))
+    if config and told and file.path == (config.parent / "recipe.py").resolve():
+        file = recipe_of(RunDir(config.parent))  # with the files beside the original
     values = told.get("hyperparameters", {}) | overrides
     return file, configure(outline(file), recipe, values), told
 

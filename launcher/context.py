@@ -26,7 +26,12 @@ class Context:
     """
 
     def __init__(
-        self, *, cpu: bool = False, mixed_precision: str = "no", expected_world: int | None = None
+        self,
+        *,
+        cpu: bool = False,
+        mixed_precision: str = "no",
+        find_unused_parameters: bool = False,
+        expected_world: int | None = None,
     ) -> None:
         """Join the process group; collective. Raises TrainingFailed where ranks are missing."""
         on_cpu = cpu or not torch.cuda.is_available()
@@ -35,7 +40,11 @@ class Context:
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=mixed_precision,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(
+                    gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+                )
+            ],
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes

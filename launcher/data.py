@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from launcher.errors import DataError
+from launcher.processes import die_with_parent
 from launcher.randomness import SampleRandom, seed_sample
 from launcher.recipe import Recipe
 from launcher.run_dir import assets
@@ -50,16 +51,21 @@ class ArrayDataset(Dataset[tuple[Tensor, ...]]):
         return tuple(array[0] for array in self.__getitems__([index]))
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """Return a batch without augmentation: each array's rows, shape (batch, …)."""
-        return self.batch(indices, None)
+        """Return a batch: each array's rows, shape (batch, …), augmented from torch's generator.
 
-    def batch(self, indices: list[int], random: SampleRandom | None) -> tuple[Tensor, ...]:
-        """Return a batch, augmented with the random numbers of its samples where they are given."""
+        This is how another dataset around this one asks (Subset, ConcatDataset); the generator is
+        then seeded for each sample.
+        """
+        keys = torch.randint(2**62, (len(indices),)).tolist() if self.augment else indices
+        return self.batch(indices, SampleRandom(0, 0, keys))
+
+    def batch(self, indices: list[int], random: SampleRandom) -> tuple[Tensor, ...]:
+        """Return a batch, augmented with the random numbers of its samples."""
         rows = torch.tensor(indices)
         first, *others = (array[rows] for array in self.arrays)
         if self.transform:
             first = self.transform(first)
-        if self.augment and random is not None:
+        if self.augment:
             first = self.augment(first, random)
         return (first, *others)
 
@@ -134,13 +140,19 @@ class _Fetcher(Dataset[Shard]):
 
     def _batch(self, epoch: int, indices: list[int]) -> Any:
         seed = self.recipe.seed
-        if isinstance(self.dataset, ArrayDataset):
+        if isinstance(self.dataset, ArrayDataset) and _fetches_as_given(type(self.dataset)):
             return self.dataset.batch(indices, SampleRandom(seed, epoch, indices))
         samples = []
         for index in indices:
             seed_sample(seed, epoch, index)
             samples.append(self.dataset[index])
         return self.recipe.collate(samples)
+
+
+def _fetches_as_given(kind: type[ArrayDataset]) -> bool:
+    """Whether a subclass has left fetching as it is."""
+    names = ("__getitem__", "__getitems__")
+    return all(getattr(kind, name) is getattr(ArrayDataset, name) for name in names)
 
 
 class Loader:
@@ -180,9 +192,11 @@ class Loader:
 
 
 def _start_data_worker(_worker: int) -> None:
-    """Leave stop requests to the training process: it ends its data workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """Leave stop requests to the training process, which ends its data workers by SIGTERM."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 

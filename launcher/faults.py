@@ -70,11 +70,11 @@ class Pulse:
         self._since = time.perf_counter()
 
 
-def check_finite(totals: Totals, first_step: int, epoch: int) -> None:
+def check_finite(totals: Totals, first_step: int, epoch: int, what: str = "the loss at") -> None:
     """Raise NonFiniteLoss that names the first step whose loss is NaN or infinite."""
     for offset, loss in enumerate(totals.losses):
         if not math.isfinite(loss):
             raise NonFiniteLoss(
-                f"the loss became {loss} at step {first_step + offset} (epoch {epoch})",
+                f"{what} step {first_step + offset} (epoch {epoch}) is {loss}",
                 hint="try a smaller learning_rate; `launcher debug` finds the operation",
             )

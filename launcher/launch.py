@@ -91,7 +91,11 @@ def command(
         arguments |= {"--rdzv_backend": "static"}
         arguments |= {"--main_process_ip": host, "--main_process_port": int(port)}
     words = [str(word) for pair in arguments.items() for word in pair]
-    words += ["--same_network"] + (["--multi_gpu"] if nodes.world_size > 1 else ["--cpu"])
+    words += ["--same_network"]
+    if nodes.world_size > 1:
+        words += ["--multi_gpu"]
+    elif nodes.cpu or gpus() == 0:
+        words += ["--cpu"]
     agent = [sys.executable, "-m", "launcher.agent", str(run.exits(nodes.node_rank))]
     return [*agent, *words, *extra, "-m", *worker]
 
@@ -114,7 +118,8 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
 
 def _threads(nodes: Nodes) -> int:
     """Threads for each process: this machine's cores shared out."""
-    return max(1, len(os.sched_getaffinity(0)) // nodes.nproc)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // nodes.nproc)
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def launch(job: Launch) -> None:
         if error is None:
             return
         if isinstance(error, BadInput) and not job.resumed:
-            job.run.remove()  # nothing was trained: nothing is left
+            job.spec.remove()  # nothing was trained: nothing is left
         else:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
     raise error

@@ -1,7 +1,7 @@
 """The train and test loops: the algorithm of the quickstart, sharded and exact."""
 
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,10 +9,11 @@ from torch import Tensor
 from launcher.checkpoint import MOST_FAILURES, Saver
 from launcher.context import unwrapped
 from launcher.data import Shard
-from launcher.errors import PeerFailed, Stopped, TrainingFailed
+from launcher.errors import PeerFailed, RecipeError, Stopped, TrainingFailed
 from launcher.faults import check_finite
 from launcher.metrics import Sums, Totals
 from launcher.randomness import seed_step
+from launcher.recipe import StepSums
 from launcher.tracking import Report
 from launcher.training import Training
 
@@ -55,7 +56,7 @@ def train_step(run: Training, shard: Shard) -> None:
     for number, batch in enumerate(shard.micro_batches, start=1):
         last = number == len(shard.micro_batches)
         with run.context.gradients(run.model, synchronise=last):
-            sums = run.recipe.train_step(run.model, batch, run.loss_fn)
+            sums = _expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
             if last:
                 run.marker.tick()  # from here on this rank waits for the others
             (sums.loss * scale).backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -63,6 +64,8 @@ def train_step(run: Training, shard: Shard) -> None:
             run.sums.add(sums)
             count = count + sums.count
     run.sums.end_step(shard.own)
+    if run.progress.step == 0:
+        _refuse_unused(run)
     if not run.recipe.counts_samples():
         _divide_by_count(run, shard.size, count)
     run.optimizer.step()
@@ -72,10 +75,32 @@ def train_step(run: Training, shard: Shard) -> None:
     run.marker.tick()
 
 
+def _expect_sums(made: Any, method: str) -> StepSums:
+    if not isinstance(made, StepSums):
+        raise RecipeError(
+            f"`{method}` returned {type(made).__name__}, not StepSums",
+            hint="return StepSums(loss, count, correct): sums over the batch, not means",
+        )
+    return made
+
+
+def _refuse_unused(run: Training) -> None:
+    """Raise RecipeError where parameters take no part in the loss: DDP would fail a step later."""
+    if run.context.world_size == 1 or run.recipe.find_unused_parameters:
+        return
+    named = unwrapped(run.model).named_parameters()
+    if unused := [name for name, p in named if p.requires_grad and p.grad is None]:
+        raise RecipeError(
+            f"these parameters take no part in the loss: {', '.join(unused)}",
+            hint="give find_unused_parameters=true, remove them, or set requires_grad to False",
+        )
+
+
 def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
     """Make gradients that were divided by the samples means over the recipe's own count."""
     local = torch.as_tensor(count, dtype=torch.float64).to(run.context.device).reshape(1)
-    factor = size / run.context.reduce(local).clamp(min=1)  # (1,)
+    total = run.context.reduce(local)  # (1,)
+    factor = torch.where(total > 0, size / total, 0)
     for parameter in run.model.parameters():
         if parameter.grad is not None:
             parameter.grad.mul_(factor.to(parameter.grad.dtype))
@@ -141,12 +166,14 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
         run.marker.tick()
         if shard.own:
             for batch in shard.micro_batches:
-                sums.add(run.recipe.test_step(model, batch, run.loss_fn))
+                made = run.recipe.test_step(model, batch, run.loss_fn)
+                sums.add(_expect_sums(made, "test_step"))
         sums.end_batch(shard.own)
         if run.pulse.due():
             exchange(run, saver, report=False)
     sums.end_step(0)
     totals = sums.totals(run.context.reduce(sums.vector()).tolist())
+    check_finite(totals, run.progress.step, run.progress.epoch, "the test loss after")
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
     run.trackers.report(_report("test", run, totals), run.position)

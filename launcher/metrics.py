@@ -20,12 +20,12 @@ class Totals:
     @property
     def loss(self) -> float:
         """Mean loss."""
-        return sum(self.losses) / max(self.count, 1)
+        return sum(self.losses) / (self.count or 1)
 
     @property
     def accuracy(self) -> float | None:
         """Share of what was counted that was right, None where the recipe has no accuracy."""
-        return None if self.correct is None else self.correct / max(self.count, 1)
+        return None if self.correct is None else self.correct / (self.count or 1)
 
 
 class Sums:
@@ -52,6 +52,8 @@ class Sums:
         """Go on from sums over all ranks; one rank takes them as its own, the others none."""
         self.reset()
         self._step = len(totals.losses)
+        # Room for a window that was longer: `log_every` may have been changed.
+        self._losses = self._losses.new_zeros(len(self._losses) + self._step)
         self._has_accuracy = totals.correct is not None
         if mine:
             self._losses[: self._step] = torch.tensor(totals.losses, dtype=torch.float64)

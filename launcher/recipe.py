@@ -69,6 +69,7 @@ class Recipe:
     checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
     keep_last: int = 3  # newest checkpoints to keep
     keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
+    find_unused_parameters: bool = False  # allow parameters that take no part in the loss
     hang_timeout: float = 600.0  # seconds without progress after which the run is ended
 
     def __post_init__(self) -> None:
@@ -94,7 +95,11 @@ class Recipe:
         raise NotImplementedError
 
     def loss(self) -> "nn.Module":
-        """Return the loss function: a mean over the samples of a batch."""
+        """Return the loss function: a plain mean over the samples of a batch.
+
+        Where labels are ignored (`ignore_index`) it is a mean over something else: write
+        `train_step`.
+        """
         raise NotImplementedError
 
     def optimizer(self, model: "nn.Module") -> "Optimizer":
@@ -107,6 +112,9 @@ class Recipe:
 
     def train_step(self, model: "nn.Module", batch: Any, loss_fn: "nn.Module") -> StepSums:
         """Run the forward pass of one micro-batch and return its sums.
+
+        `model` is in DDP where there are several processes: call it, and reach into it only
+        through `launcher.unwrapped(model)`.
 
         Replace it when the loss is not `loss_fn(model(x), y)`. `count` may then be anything the
         loss is a mean over (tokens, pixels): it is summed over all processes before gradients

@@ -118,29 +118,34 @@ def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: fl
     )
 
 
-class _Tee(io.TextIOBase):
+class Tee(io.TextIOBase):
     """A text stream that writes to two."""
 
     def __init__(self, console: TextIO, log: TextIO) -> None:
-        self._console, self._log = console, log
+        self.console, self._log = console, log
 
     def write(self, text: str) -> int:
+        """Write to both."""
         self._log.write(text)
-        return self._console.write(text)
+        return self.console.write(text)
 
     def isatty(self) -> bool:
-        return self._console.isatty()
+        """Say what the console says."""
+        return self.console.isatty()
 
     def fileno(self) -> int:
-        return self._console.fileno()
+        """Return the console's."""
+        return self.console.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # read-only is enough
-        return self._console.encoding
+        """Return the console's."""
+        return self.console.encoding
 
     def flush(self) -> None:
+        """Flush both."""
         self._log.flush()
-        self._console.flush()
+        self.console.flush()
 
 
 @contextlib.contextmanager
@@ -157,8 +162,8 @@ def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[TextIO]:
     sys.stderr.flush()
     if rank == 0:
         # The launcher keeps standard error for the agent: what rank 0 warns of goes to the console.
-        sys.stdout = _Tee(stdout, log)
-        sys.stderr = _Tee(stdout if supervised else stderr, log)
+        sys.stdout = Tee(stdout, log)
+        sys.stderr = Tee(stdout if supervised else stderr, log)
     else:
         os.dup2(log.fileno(), 1)
     if supervised or rank > 0:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,11 +104,22 @@ class RunDir:
             ) from error
 
     def remove(self) -> None:
-        """Delete all of it, and the folder `runs` when it was the only one in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self.path.parent.name == "runs":
-            with suppress(OSError):  # others' runs are in it
-                self.path.parent.rmdir()
+        """Delete a run that never trained: its own files, and folders only where they are empty.
+
+        A run that has reported anything, or has a checkpoint, stays as it is.
+        """
+        if self.last_report() or any(self.checkpoints.glob("step-*")):
+            return
+        own = [self.recipe, self.config, self.metrics, self.result, self.lock]
+        own += [*self.logs.glob("rank-*"), *self.logs.glob("node-*.*")]
+        with suppress(OSError):  # a name of ours that is somebody's folder stays
+            for file in own:
+                file.unlink(missing_ok=True)
+        folders = [self.checkpoints, self.logs, self.path]
+        folders += [self.path.parent] if self.path.parent.name == "runs" else []
+        for folder in folders:
+            with suppress(OSError):  # it is not empty: what is in it is not ours
+                folder.rmdir()
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json; raises RunDirError when there is none that can be read."""

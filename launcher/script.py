@@ -58,7 +58,10 @@ def main(recipe_type: type[Recipe]) -> None:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    context = Context(mixed_precision=recipe.mixed_precision)
+    context = Context(
+        mixed_precision=recipe.mixed_precision,
+        find_unused_parameters=recipe.find_unused_parameters,
+    )
     try:
         sys.exit(_run_as_script(recipe, file, run_path, context))
     finally:
@@ -67,6 +70,7 @@ def main(recipe_type: type[Recipe]) -> None:
 
 def _script_arguments(words: list[str]) -> tuple[list[str], Path | None]:
     """Split `[--run-dir DIR] key=value …`; anything else is refused later, by its own name."""
+    words = [part for w in words for part in (w.split("=", 1) if w.startswith("--") else [w])]
     if "--run-dir" not in words:
         return words, None
     at = words.index("--run-dir")

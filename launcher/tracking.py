@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from launcher.record import Tee
 from launcher.run_dir import write_bytes
 
 
@@ -90,10 +92,10 @@ class ConsoleTracker:
                 MofNCompleteColumn(),
                 TextColumn("samples"),
                 TimeRemainingColumn(),
-                console=Console(file=sys.stdout),
+                console=Console(file=getattr(sys.stdout, "console", sys.stdout)),
                 transient=True,
             )
-            self._bar.start()
+            self._beneath_the_log(self._bar.start)
             self._task = self._bar.add_task("starting", total=None)
 
     def progress(self, position: Position) -> None:
@@ -119,7 +121,21 @@ class ConsoleTracker:
     def close(self) -> None:
         """Take the bar away."""
         if self._bar:
-            self._bar.stop()
+            self._beneath_the_log(self._bar.stop)
+
+    def _beneath_the_log(self, act: Callable[[], None]) -> None:
+        """Let the bar take the console over, or give it back, without getting into the log.
+
+        rich puts a stream of its own in the place of sys.stdout, which must then be what our
+        stream writes to.
+        """
+        tee = sys.stdout
+        if not isinstance(tee, Tee):
+            act()
+            return
+        sys.stdout = tee.console
+        act()
+        tee.console, sys.stdout = sys.stdout, tee
 
 
 class JsonlTracker:

@@ -32,7 +32,7 @@ class Progress:
 
     def end_epoch(self, test: Totals) -> None:
         """Note a test and go to the start of the next epoch."""
-        self.train_loss = self.epoch_loss / max(self.epoch_count, 1)
+        self.train_loss = self.epoch_loss / (self.epoch_count or 1)
         self.test = {
             "loss": test.loss,
             "accuracy": test.accuracy,

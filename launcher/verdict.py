@@ -53,7 +53,7 @@ def first_failure(
     log = f"the full log is {os.path.relpath(run.log(first.rank))}"
     if first.error and not first.traceback:  # an error of ours, which says all there is to say
         return TrainingFailed(first.error, hint=first.hint or log)
-    what = first.error or _death(exits.get(str(first.rank)))
+    what = first.error.partition("\n")[0] or _death(exits.get(str(first.rank)))
     lines = "\n".join(first.users_frames.splitlines()[-10:]) or _tail(run.log(first.rank))
     return TrainingFailed(
         f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(), hint=log

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import torch
 from safetensors.torch import save_model
 
+import launcher
 from launcher import checkpoint_files
 from launcher.checkpoint import Saver, load_model, restore
 from launcher.checkpoint_files import Checkpoint
@@ -46,25 +47,29 @@ def prepare(
 
     `source` is the text of the recipe's file, which must be the same on all ranks.
     """
-    data = context.local_first(lambda: (recipe.train_data(), recipe.test_data()))
+    data = context.local_first(
+        lambda: (_seeded(recipe, recipe.train_data), _seeded(recipe, recipe.test_data))
+    )
     train_data, test_data = sized(data[0], "train_data"), sized(data[1], "test_data")
-    seed_init(recipe.seed)
-    model = _expect(recipe.model(), torch.nn.Module, "model")
-    loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss").to(context.device)
+    model = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
+    loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe).to(context.device)
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
     model = context.wrap(model)
-    optimizer = _expect(recipe.optimizer(model), torch.optim.Optimizer, "optimizer")
+    optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
+    scheduler = recipe.scheduler(optimizer)
+    if scheduler is not None:
+        scheduler = _expect(scheduler, torch.optim.lr_scheduler.LRScheduler, "scheduler")
     return Training(
         recipe=recipe,
         context=context,
         model=model,
         loss_fn=loss_fn,
         optimizer=optimizer,
-        scheduler=recipe.scheduler(optimizer),
+        scheduler=scheduler,
         train_loader=_loader(train_data, recipe, context),
         test_loader=_loader(test_data, recipe, context, test=True),
         stop=stop,
-        sums=Sums(recipe.log_every, context.device),
+        sums=Sums(min(recipe.log_every, len(train_data)), context.device),
         marker=Marker(run.mark(context.rank) if run else None),
         most_steps=most_steps,
     )
@@ -92,6 +97,31 @@ def _expect(made: Any, kind: type, method: str) -> Any:
     return made
 
 
+def _seeded(recipe: Recipe, make: Callable[[], Any]) -> Any:
+    """Call a method of the recipe with all generators seeded, the same on every rank."""
+    seed_init(recipe.seed)
+    return make()
+
+
+def _mean(loss_fn: Any, recipe: Recipe) -> Any:
+    """Return the loss function; raises RecipeError where it is no mean over samples.
+
+    The base `train_step` weights each shard by its samples. A mean weighted by class divides by
+    something else, which differs from shard to shard.
+    """
+    if not recipe.counts_samples():
+        return loss_fn
+    reduction = getattr(loss_fn, "reduction", "mean")
+    weighted = isinstance(loss_fn, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss)
+    if reduction != "mean" or (weighted and loss_fn.weight is not None):
+        what = "is weighted by class" if reduction == "mean" else f"has reduction `{reduction}`"
+        raise RecipeError(
+            f"`loss` {what}, so it is not a mean over samples",
+            hint="write `train_step` and return StepSums(loss summed, what it is a mean over)",
+        )
+    return loss_fn
+
+
 def _refuse_divergence(
     recipe: Recipe, context: Context, sizes: tuple[int, int], source: str
 ) -> None:
@@ -101,6 +131,7 @@ def _refuse_divergence(
         "recipe file": hashlib.sha256(source.encode()).hexdigest(),
         "dataset sizes": repr(sizes),
         "torch version": torch.__version__,
+        "launcher version": launcher.__version__,
     }
     everyones = context.gather(mine)
     for what in mine:
@@ -259,6 +290,7 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
     context = Context(
         cpu=told["cpu"],
         mixed_precision=recipe.mixed_precision,
+        find_unused_parameters=recipe.find_unused_parameters,
         expected_world=told["world_size"],
     )
     try:

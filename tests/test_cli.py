@@ -279,3 +279,9 @@ def test_what_comes_after_two_dashes_is_for_accelerate(
 def test_the_files_of_this_test_are_what_they_claim(folder: Path) -> None:
     assert shown("mine.py")["width"] == ["int", "3"]
     assert json.loads((folder / "three.json").read_text())["world_size"] == 3
+
+
+def test_a_hyperparameter_given_as_an_option_is_told_how() -> None:
+    result = CliRunner().invoke(main, ["run", "digits", "--epochs", "3"])
+    assert result.exit_code == 2
+    assert "key=value: epochs=..." in result.output

@@ -117,3 +117,39 @@ def test_a_loader_starts_where_its_sampler_was_sent() -> None:
     sampler.seek(2, 2)
     assert [[b[0].tolist() for b in shard.micro_batches] for shard in loader] == whole[2:]
     assert len(whole) == 4
+
+
+def test_augmentation_is_not_lost_behind_another_dataset() -> None:
+    calls = []
+
+    def noisy(images: torch.Tensor, random: SampleRandom) -> torch.Tensor:
+        calls.append(len(random))
+        return images + random.uniform(1)
+
+    data = torch.utils.data.Subset(ArrayDataset(torch.zeros(9, 1), augment=noisy), [7, 2, 5, 3])
+
+    def epoch(world: int, batch: int) -> dict[int, float]:
+        """What each sample became, by index."""
+        seen: dict[int, float] = {}
+        for rank in range(world):
+            sampler = ShardSampler(4, batch, rank=rank, world_size=world)
+            loader = Loader(data, sampler, Recipe(), torch.device("cpu"))
+            for shard, indices in zip(loader, sampler, strict=True):
+                values = [float(v) for micro in shard.micro_batches for v in micro[0]]
+                seen |= dict(zip(indices.micro_batches[0], values, strict=True))
+        return seen
+
+    assert epoch(1, 4) == epoch(2, 3) == epoch(3, 4)
+    assert len(set(epoch(1, 4).values())) == 4
+    assert calls
+
+
+def test_a_subclass_that_fetches_by_itself_is_asked() -> None:
+    class Doubled(ArrayDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+            return (super().__getitem__(index)[0] * 2,)
+
+    loader = Loader(
+        Doubled(torch.arange(3)), ShardSampler(3, 3, shuffle=False), Recipe(), torch.device("cpu")
+    )
+    assert next(iter(loader)).micro_batches[0][0].tolist() == [0, 2, 4]

@@ -157,7 +157,7 @@ def test_only_rank_0_writes_to_the_console(tmp_path: Path) -> None:
         ("sizes at_rank=1", "ranks differ in dataset sizes: rank 1 has (91, 91), others (90, 90)"),
         ("kill at_rank=2", "rank 2 on {host} failed first: killed by SIGKILL"),
         ("segfault at_rank=0", "rank 0 on {host} failed first: killed by SIGSEGV"),
-        ("nan", "the loss became nan at step 5 (epoch 0)"),
+        ("nan", "the loss at step 5 (epoch 0) is nan"),
     ],
 )
 @pytest.mark.parametrize("nproc", [1, 3])
@@ -296,39 +296,6 @@ def test_words_after_two_dashes_reach_accelerate(tmp_path: Path) -> None:
     done = launcher(*words[:-1], "s", "--", "--no-such-flag", cwd=tmp_path)
     assert done.returncode == 1
     assert "--no-such-flag" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "expected"),
-    [
-        ("return load_digits(train=True, transform=to_float)", "return None", "not a map-style"),
-        ("return load_digits(train=True, transform=to_float)", "return []", "empty dataset"),
-        ("return nn.CrossEntropyLoss()", "pass", "`loss` returned NoneType"),
-        ("return nn.Sequential(", "return (", "`model` returned tuple"),
-        ("return torch.optim.SGD(", "return dict(params=", "`optimizer` returned dict"),
-    ],
-)
-def test_a_method_that_returns_the_wrong_thing_is_one_error_and_leaves_nothing(
-    tmp_path: Path, before: str, after: str, expected: str
-) -> None:
-    recipe = tmp_path / "mine.py"
-    text = DIGITS.read_text()
-    assert before in text
-    recipe.write_text(text.replace(before, after))
-    done = launcher("run", recipe, "--nproc", "2", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert expected in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
-    assert not (tmp_path / "runs").exists()
-
-
-def test_missing_fashion_mnist_names_folder_and_files(tmp_path: Path) -> None:
-    done = launcher("run", "fashion_mnist", "data=pictures", "--nproc", "2", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert str(tmp_path / "pictures" / "FashionMNIST" / "raw") in done.stderr
-    assert "train-images-idx3-ubyte.gz" in done.stderr
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_script_tells_its_hyperparameters_and_how_it_ended(tmp_path: Path) -> None:
