@@ -1,22 +1,18 @@
 """A local server that speaks enough of W&B's protocol for the real client, and fails on demand.
 
-    with wandb_server() as server:
-        subprocess.run([...], env=server.env())
-        assert server.runs["id"].history == [...]
-        server.fault = "refuse"
-
-`read_offline` reads the file that an offline run leaves. Both speak for wandb 0.31.
+`read_offline` reads the file that an offline run leaves. Both are made for wandb 0.31.
 """
 
-import gzip
 import json
 import os
+import re
 import struct
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +25,9 @@ Fault = Literal["none", "401", "429", "500", "slow", "refuse", "black hole"]
 
 API_KEY = "0123456789abcdef" * 3  # the client wants 40 characters or more
 SLOW_S = 2.0  # what "slow" adds to every request
-BLOCK = 32 * 1024  # bytes of a block in a .wandb file
+BLOCK = 32 * 1024  # bytes of a block of a .wandb file
+MANIFEST = "wandb_manifest.json"
+QUIET = ("X_DISABLE_STATS", "X_DISABLE_META", "X_DISABLE_MACHINE_INFO", "DISABLE_GIT")
 
 
 @dataclass
@@ -37,19 +35,16 @@ class Run:
     """What arrived of one run, over all its restarts."""
 
     id: str
+    display_name: str
     project: str = ""
-    entity: str = ""
-    display_name: str = ""
+    entity: str = "tester"
     group: str = ""
     job_type: str = ""
     notes: str = ""
     sweep: str = ""
     tags: list[str] = field(default_factory=list)
     raw_config: Json = field(default_factory=dict)  # as sent: {"lr": {"value": 0.1}, "_wandb": …}
-    summary: Json = field(default_factory=dict)
-    history: list[Json] = field(default_factory=list)  # with _step, _runtime and _timestamp
-    events: list[Json] = field(default_factory=list)  # system metrics
-    console: dict[int, str] = field(default_factory=dict)  # lines by number
+    lines: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     files: dict[str, bytes] = field(default_factory=dict)
     finished: bool = False
     exit_code: int | None = None
@@ -60,108 +55,95 @@ class Run:
         return {key: item["value"] for key, item in self.raw_config.items() if key != "_wandb"}
 
     @property
-    def rows(self) -> list[Json]:
-        """The history without what wandb adds to it."""
-        return [{k: v for k, v in row.items() if not k.startswith("_")} for row in self.history]
+    def summary(self) -> Json:
+        return dict(json.loads((self.lines["wandb-summary.json"] or ["{}"])[0]))
 
-    def upsert(self, sent: Mapping[str, Any]) -> None:
-        plain = {"project", "entity", "notes", "sweep", "tags"}
-        names = {key: key for key in plain}
-        names |= {"displayName": "display_name", "groupName": "group", "jobType": "job_type"}
-        for key, name in names.items():
-            if sent.get(key) is not None:
-                setattr(self, name, sent[key])
-        if sent.get("config"):
-            self.raw_config = json.loads(sent["config"])
-        if sent.get("summaryMetrics"):
-            self.summary = json.loads(sent["summaryMetrics"])
+    @property
+    def history(self) -> list[Json]:
+        """Rows in their order, with wandb's _step, _runtime and _timestamp."""
+        return [json.loads(line) for line in self.lines["wandb-history.jsonl"]]
+
+    @property
+    def rows(self) -> list[Json]:
+        """The history as it was logged."""
+        return [{k: row[k] for k in row if not k.startswith("_")} for row in self.history]
 
     def stream(self, sent: Json) -> str:
-        """Take one file_stream message; return what is wrong with it."""
+        """Take a file_stream message; return what is wrong with it."""
         for name, part in sent.get("files", {}).items():
-            offset, lines = part["offset"], part["content"]
-            if name == "wandb-summary.json":
-                self.summary = json.loads(lines[-1])
-            elif name == "output.log":
-                self.console |= dict(enumerate(lines, offset))
-            else:
-                rows = self.history if name == "wandb-history.jsonl" else self.events
-                if offset > len(rows):
-                    return f"{name} of {self.id} has {len(rows)} rows, the next is number {offset}"
-                rows[offset : offset + len(lines)] = map(json.loads, lines)
+            lines, offset = self.lines[name], part["offset"]
+            if offset > len(lines):
+                return f"{self.id}: line {offset} of {name} after {len(lines)} lines"
+            lines[offset : offset + len(part["content"])] = part["content"]
         self.preempting |= sent.get("preempting", False)
         if sent.get("complete"):
-            self.finished, self.exit_code = True, sent.get("exitcode")
+            self.finished, self.exit_code = True, sent["exitcode"]
         return ""
 
-    def resume_status(self) -> Json:
-        return {
-            "id": self.id,
-            "name": self.id,
-            "displayName": self.display_name,
-            "summaryMetrics": json.dumps(self.summary),
-            "logLineCount": len(self.console),
-            "historyLineCount": len(self.history),
-            "eventsLineCount": len(self.events),
-            "historyTail": json.dumps([json.dumps(row) for row in self.history[-1:]]),
-            "eventsTail": json.dumps([json.dumps(row) for row in self.events[-1:]]),
-            "config": json.dumps(self.raw_config),
-            "tags": self.tags,
-            "notes": self.notes,
-            "wandbConfig": json.dumps({"t": 1}),  # says that the run is one of wandb
-        }
+    def upsert(self, sent: Json) -> None:
+        """Take the variables of an UpsertBucket: a start, a resume, or a change of config."""
+        renamed = {"displayName": "display_name", "groupName": "group", "jobType": "job_type"}
+        for key in ("project", "entity", "notes", "sweep", "tags", *renamed):
+            if sent.get(key) is not None:
+                setattr(self, renamed.get(key, key), sent[key])
+        self.raw_config = json.loads(sent.get("config") or "{}") or self.raw_config
+        self.finished, self.exit_code, self.preempting = False, None, False
+
+    def bucket(self) -> Json:
+        """The run as GraphQL tells of it."""
+        bucket: Json = {"id": self.id, "name": self.id, "displayName": self.display_name}
+        bucket |= {"tags": self.tags, "notes": self.notes, "sweepName": self.sweep or None}
+        bucket |= {"config": json.dumps(self.raw_config), "wandbConfig": '{"t": 1}'}
+        bucket |= {"summaryMetrics": json.dumps(self.summary)}
+        bucket |= {"logLineCount": len(self.lines["output.log"])}
+        for kind in ("history", "events"):
+            lines = self.lines[f"wandb-{kind}.jsonl"]
+            bucket |= {f"{kind}LineCount": len(lines), f"{kind}Tail": json.dumps(lines[-1:])}
+        return bucket | {"project": _project(self.project, self.entity)}
 
 
 @dataclass
 class Artifact:
-    """An artifact: `files` as uploaded, `manifest` names them all."""
+    """A version of an artifact; `files` as uploaded, with wandb_manifest.json."""
 
-    id: str
     name: str
     type: str
     run: str
     aliases: list[str]
     files: dict[str, bytes] = field(default_factory=dict)
-    manifest: Json = field(default_factory=dict)
     committed: bool = False
 
 
+def _project(name: str, entity: str | None) -> Json:
+    return {"id": "1", "name": name, "entity": {"id": "1", "name": entity or "tester"}}
+
+
 class WandbServer:
-    """The server's state and what a test does with it; made by `wandb_server`."""
+    """All that arrived, and `fault`, which a test may set at any time."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder  # of the client's settings, cache and staging
+        self.folder = folder  # for the client's settings, cache and staging
         self.runs: dict[str, Run] = {}
         self.artifacts: list[Artifact] = []
-        self.trials: list[Json] = []  # hyperparameters that agents of any sweep get, one by one
-        self.sweeps: dict[str, str] = {}  # YAML by id; filled by `wandb sweep`, or by the test
-        self.requests: list[str] = []  # GraphQL operations, and method and path of the others
+        self.sweeps: dict[str, str] = {}  # YAML by id, from `wandb sweep`
+        self.trials: list[Json] = []  # hyperparameters, handed out one by one to any `wandb agent`
+        self.requests: list[str] = []  # GraphQL operations; method and path of the others
         self.problems: list[str] = []  # what the client asked and this server doesn't know
-        self.changed = threading.Condition()  # guards all of this
+        self.lock = threading.Lock()  # one request at a time
         self._fault: Fault = "none"
-        self._http: ThreadingHTTPServer | None = None
         self.port = 0
         self._listen()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def env(self) -> dict[str, str]:
-        """A whole environment for the client: this server, no settings from outside, no probing."""
-        outside = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-        return outside | {
-            "WANDB_BASE_URL": self.url,
-            "WANDB_API_KEY": API_KEY,
-            "WANDB_CONFIG_DIR": str(self.folder / "config"),
-            "WANDB_CACHE_DIR": str(self.folder / "cache"),
-            "WANDB_DATA_DIR": str(self.folder / "data"),
-            "WANDB_ARTIFACT_DIR": str(self.folder / "artifacts"),
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_X_DISABLE_STATS": "true",
-            "WANDB_X_DISABLE_MACHINE_INFO": "true",
-            "WANDB_X_SAVE_REQUIREMENTS": "false",
-            "WANDB_DISABLE_GIT": "true",
-            "NETRC": str(self.folder / "netrc"),
-            "NO_PROXY": "127.0.0.1",
-        }
+        """A whole environment for the client: this server, and nothing of W&B's from outside."""
+        env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+        env |= {f"WANDB_{name}": "true" for name in QUIET}
+        env |= {f"WANDB_{name}": "false" for name in ("ERROR_REPORTING", "X_SAVE_REQUIREMENTS")}
+        for name in ("CONFIG", "CACHE", "DATA", "ARTIFACT"):
+            env[f"WANDB_{name}_DIR"] = str(self.folder)
+        env |= {"NETRC": str(self.folder / "netrc"), "NO_PROXY": "127.0.0.1"}
+        return env | {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": API_KEY}
 
     @property
     def fault(self) -> Fault:
@@ -169,13 +151,11 @@ class WandbServer:
 
     @fault.setter
     def fault(self, fault: Fault) -> None:
-        """From now on every request meets this; "refuse" also frees the port until it is over."""
-        with self.changed:
-            before, self._fault = self._fault, fault
-            self.changed.notify_all()
-        if fault == "refuse":
-            self.close()
-        elif before == "refuse":
+        before, self._fault = self._fault, fault
+        if before != "refuse" == fault:
+            self._http.shutdown()
+            self._http.server_close()
+        elif before == "refuse" != fault:
             self._listen()
 
     def back(self) -> None:
@@ -187,240 +167,150 @@ class WandbServer:
         self.port = self._http.server_port
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 
-    def close(self) -> None:
-        if self._http:
-            self._http.shutdown()
-            self._http.server_close()
-            self._http = None
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, Json]:
+        """Take one request; give status and content."""
+        if path == "/graphql":
+            sent = json.loads(body)
+            name = re.findall(r"\w+", sent["query"])[1]
+            self.requests.append(name)
+            for answer in (self._of_runs, self._of_artifacts, self._of_sweeps):
+                if data := answer(name, sent.get("variables") or {}):
+                    return 200, {"data": data}
+            return 400, self._problem(sent["query"])
+        self.requests.append(f"{method} {path}")
+        if path.startswith("/upload/"):
+            kind, owner, name = path.split("/", 4)[2:]
+            known = self.runs[owner] if kind == "runs" else self.artifacts[int(owner)]
+            known.files[name] = body
+        elif not path.endswith("/file_stream"):
+            return 404, self._problem(f"{method} {path}")
+        elif wrong := self.runs[path.split("/")[-2]].stream(json.loads(body)):
+            return 400, self._problem(wrong)
+        return 200, {}
 
-    def graphql(self, query: str, variables: Json) -> Json:
-        """Answer one operation. What isn't known is a problem, and an error as on a real server."""
-        operation = query.replace("(", " ").replace("{", " ").split()[1]
-        self.requests.append(operation)
-        if answer := _ANSWERS.get(operation):
-            return {"data": answer(self, variables)}
-        self.problems.append(query)
-        return {"errors": [{"message": f"unknown operation {operation}"}]}
+    def _problem(self, words: str) -> Json:
+        self.problems.append(words)
+        return {"errors": [{"message": words}]}
 
-    def upload(self, path: str, body: bytes) -> None:
-        kind, owner, name = path.split("/", 2)
-        if kind == "run":
-            self.runs[owner].files[name] = body
-        elif kind == "manifest":
-            self.artifacts[int(owner)].manifest = json.loads(body)
-        else:
-            self.artifacts[int(owner)].files[name] = body
+    def _of_runs(self, operation: str, sent: Json) -> Json | None:
+        """GraphQL's data for the operations that concern runs."""
+        match operation:
+            case "Viewer":
+                user = {"id": "1", "entity": "tester", "username": "tester", "email": "t@localhost"}
+                return {"viewer": {**user, "flags": "{}", "teams": {"edges": []}}}
+            case "ServerFeaturesQuery":
+                return {"serverInfo": {"features": []}}
+            case "RunResumeStatus":
+                run = self.runs.get(sent["name"])
+                model = _project(sent["project"], sent.get("entity"))
+                return {"model": {**model, "bucket": run.bucket() if run else None}}
+            case "UpsertBucket":
+                inserted = sent["name"] not in self.runs
+                run = self.runs.setdefault(sent["name"], Run(sent["name"], sent["name"]))
+                run.upsert(sent)
+                return {"upsertBucket": {"bucket": run.bucket(), "inserted": inserted}}
+            case "CreateRunFiles":
+                files = [self._file("runs", sent["run"], name) for name in sent["files"]]
+                same = {"runID": sent["run"], "uploadHeaders": []}
+                return {"createRunFiles": {**same, "files": files}}
+        return None
 
-    def upload_url(self, kind: str, owner: str, name: str) -> str:
-        return f"{self.url}/upload/{kind}/{owner}/{quote(name)}"
+    def _file(self, kind: str, owner: str, name: str) -> Json:
+        """A file that the client may upload now."""
+        url = f"{self.url}/upload/{kind}/{owner}/{quote(name)}"
+        file = {"id": owner, "name": name, "storagePath": name, "artifact": {"id": owner}}
+        return {**file, "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
 
+    def _of_artifacts(self, operation: str, sent: Json) -> Json | None:
+        owner, given = sent.get("artifactID", ""), sent.get("input", {})
+        match operation:
+            case "ArtifactType":
+                return {"project": None}
+            case "CreateArtifact":
+                name, kind = given["artifactCollectionName"], given["artifactTypeName"]
+                aliases = [alias["alias"] for alias in given["aliases"]]
+                self.artifacts.append(Artifact(name, kind, given["runName"], aliases))
+                made = {"id": f"{len(self.artifacts) - 1}", "state": "PENDING"}
+                return {"createArtifact": {"artifact": {**made, "artifactSequence": {}}}}
+            case "CreateArtifactManifest":
+                manifest = {"id": owner, "file": self._file("artifacts", owner, MANIFEST)}
+                return {"createArtifactManifest": {"artifactManifest": manifest}}
+            case "CreateArtifactFiles":
+                asked = [(file["artifactID"], file["name"]) for file in given["artifactFiles"]]
+                edges = [{"node": self._file("artifacts", *file)} for file in asked]
+                return {"createArtifactFiles": {"files": {"edges": edges}}}
+            case "CommitArtifact":
+                self.artifacts[int(owner)].committed = True
+                return {"commitArtifact": {"artifact": {"id": owner, "digest": ""}}}
+        return None
 
-def _viewer(server: WandbServer, sent: Json) -> Json:
-    teams = {"edges": [{"node": {"name": "tester"}}]}
-    viewer = {"id": "1", "entity": "tester", "username": "tester", "email": "tester@example.com"}
-    return {"viewer": viewer | {"flags": "{}", "teams": teams}}
+    def _of_sweeps(self, operation: str, sent: Json) -> Json | None:
+        match operation:
+            case "UpsertSweep":
+                name = f"sweep{len(self.sweeps)}"
+                self.sweeps[name] = sent["config"]
+                sweep = {"name": name, "project": _project(sent["projectName"], sent["entityName"])}
+                return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+            case "SweepWithRuns":
+                sweep = {"id": sent["sweep"], "name": sent["sweep"], "state": "RUNNING"}
+                sweep |= {"config": self.sweeps[sent["sweep"]], "runs": {"edges": []}}
+                return {"project": {"sweep": sweep}}
+            case "CreateAgent":
+                return {"createAgent": {"agent": {"id": sent["sweep"]}}}
+            case "Heartbeat":
+                commands = [] if json.loads(sent["runState"]) else [self._next_trial(sent["id"])]
+                answer = {"agent": {"id": sent["id"]}, "commands": json.dumps(commands)}
+                return {"agentHeartbeat": answer}
+        return None
 
-
-def _resume_status(server: WandbServer, sent: Json) -> Json:
-    run = server.runs.get(sent["name"])
-    entity = {"id": "1", "name": sent.get("entity") or "tester"}
-    model = {"id": "1", "name": sent["project"], "entity": entity}
-    return {"model": model | {"bucket": run.resume_status() if run else None}}
-
-
-def _upsert_bucket(server: WandbServer, sent: Json) -> Json:
-    name = sent.get("name") or sent["id"]
-    inserted = name not in server.runs
-    run = server.runs.setdefault(name, Run(name, entity="tester", display_name=name))
-    run.upsert(sent)
-    run.finished, run.exit_code = False, None
-    entity = {"id": "1", "name": run.entity}
-    bucket = {
-        "id": name,
-        "name": name,
-        "displayName": run.display_name,
-        "description": "",
-        "config": json.dumps(run.raw_config),
-        "sweepName": run.sweep or None,
-        "project": {"id": "1", "name": run.project, "entity": entity},
-        "historyLineCount": len(run.history),
-    }
-    return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
-
-
-def _create_run_files(server: WandbServer, sent: Json) -> Json:
-    run = sent["run"]
-    files = [
-        {"name": name, "uploadUrl": server.upload_url("run", run, name)} for name in sent["files"]
-    ]
-    return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
-
-
-def _create_artifact(server: WandbServer, sent: Json) -> Json:
-    given = sent["input"]
-    name = (given.get("artifactCollectionNames") or [given.get("artifactCollectionName")])[0]
-    aliases = [alias["alias"] for alias in given.get("aliases") or []]
-    made = Artifact(
-        str(len(server.artifacts)), name, given["artifactTypeName"], given["runName"], aliases
-    )
-    server.artifacts.append(made)
-    artifact = {"id": made.id, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
-    return {"createArtifact": {"artifact": artifact}}
-
-
-def _manifest(server: WandbServer, sent: Json) -> Json:
-    made = sent.get("artifactID") or sent["artifactManifestID"]
-    url = server.upload_url("manifest", made, "wandb_manifest.json")
-    return {
-        "artifactManifest": {
-            "id": made,
-            "file": {"id": made, "uploadUrl": url, "uploadHeaders": []},
-        }
-    }
-
-
-def _create_artifact_files(server: WandbServer, sent: Json) -> Json:
-    nodes = [
-        {
-            "storagePath": item["name"],
-            "uploadUrl": server.upload_url("artifact", item["artifactID"], item["name"]),
-            "uploadHeaders": [],
-            "uploadMultipartUrls": None,
-            "artifact": {"id": item["artifactID"]},
-        }
-        for item in sent["input"]["artifactFiles"]
-    ]
-    return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
-
-
-def _commit_artifact(server: WandbServer, sent: Json) -> Json:
-    server.artifacts[int(sent["artifactID"])].committed = True
-    return {"commitArtifact": {"artifact": {"id": sent["artifactID"], "digest": ""}}}
-
-
-def _upsert_sweep(server: WandbServer, sent: Json) -> Json:
-    name = sent.get("id") or f"sweep{len(server.sweeps)}"
-    if sent.get("config"):
-        server.sweeps[name] = sent["config"]
-    entity = {"id": "1", "name": sent.get("entityName") or "tester"}
-    project = {"id": "1", "name": sent.get("projectName") or "uncategorized", "entity": entity}
-    sweep = {"name": name, "project": project}
-    return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
-
-
-def _sweep(server: WandbServer, sent: Json) -> Json:
-    name = sent["sweep"]
-    sweep = {"id": name, "name": name, "state": "RUNNING", "config": server.sweeps[name]}
-    return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
-
-
-def _heartbeat(server: WandbServer, sent: Json) -> Json:
-    commands: list[Json] = []
-    if not json.loads(sent["runState"]):  # the agent is idle
-        if server.trials:
-            args = {key: {"value": value} for key, value in server.trials.pop(0).items()}
-            number = sum(name == "Heartbeat" for name in server.requests)
-            commands = [{"type": "run", "run_id": f"trial{number}", "args": args, "program": ""}]
-        else:
-            commands = [{"type": "exit"}]
-    return {"agentHeartbeat": {"agent": {"id": sent["id"]}, "commands": json.dumps(commands)}}
-
-
-_ANSWERS = {
-    "Viewer": _viewer,
-    "ServerFeaturesQuery": lambda server, sent: {"serverInfo": {"features": []}},
-    "RunResumeStatus": _resume_status,
-    "UpsertBucket": _upsert_bucket,
-    "CreateRunFiles": _create_run_files,
-    "ArtifactType": lambda server, sent: {"project": None},
-    "CreateArtifact": _create_artifact,
-    "CreateArtifactManifest": lambda server, sent: {
-        "createArtifactManifest": _manifest(server, sent)
-    },
-    "UpdateArtifactManifest": lambda server, sent: {
-        "updateArtifactManifest": _manifest(server, sent)
-    },
-    "CreateArtifactFiles": _create_artifact_files,
-    "CommitArtifact": _commit_artifact,
-    "UpsertSweep": _upsert_sweep,
-    "SweepWithRuns": _sweep,
-    "GetSweepState": _sweep,
-    "CreateAgent": lambda server, sent: {"createAgent": {"agent": {"id": "agent"}}},
-    "Heartbeat": _heartbeat,
-}
+    def _next_trial(self, sweep: str) -> Json:
+        if not self.trials:
+            return {"type": "exit"}
+        args = {key: {"value": value} for key, value in self.trials.pop(0).items()}
+        name = f"trial{sum(request == 'Heartbeat' for request in self.requests)}"
+        program = re.search(r"(?m)^program: (.*)$", self.sweeps[sweep])
+        return {"type": "run", "run_id": name, "args": args, "program": program and program[1]}
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request and one answer; HTTP/1.0, so that no connection outlives a fault."""
+    """One request and one answer: HTTP/1.0, so that no connection outlives a fault."""
 
     owner: ClassVar[WandbServer]
 
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
+    def log_message(self, *args: object) -> None: ...
 
-    def _answer(self, status: int, content: Json) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _faulty(self) -> bool:
-        """Do what the fault says; whether that was all."""
+    def serve(self) -> None:
         server = self.owner
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if server.fault == "slow":
             time.sleep(SLOW_S)
-        elif server.fault == "black hole":
-            with server.changed:
-                server.changed.wait_for(lambda: server.fault != "black hole")
-            return True
-        elif server.fault in {"401", "429", "500"}:
-            self._answer(int(server.fault), {"errors": [{"message": f"fault {server.fault}"}]})
-            return True
-        return server.fault == "refuse"
+        if server.fault == "black hole":
+            while server.fault == "black hole":
+                time.sleep(0.1)
+            return  # never taken: the client sent it again long ago
+        if server.fault in {"401", "429", "500"}:
+            status, content = int(server.fault), {"errors": [{"message": server.fault}]}
+        else:
+            with server.lock:
+                status, content = server.answer(self.command, unquote(self.path), body)
+        with suppress(OSError):  # the client gave up waiting
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
 
-    def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        with suppress(BrokenPipeError, ConnectionResetError):  # the client gave up waiting
-            if not self._faulty():
-                with self.owner.changed:
-                    status, content = self._route(unquote(self.path), body)
-                self._answer(status, content)
-
-    do_GET = do_POST = do_PUT = _serve  # noqa: N815  # the names http.server calls
-
-    def _route(self, path: str, body: bytes) -> tuple[int, Json]:
-        server = self.owner
-        if path == "/graphql":
-            sent = json.loads(body)
-            return 200, server.graphql(sent["query"], sent.get("variables") or {})
-        server.requests.append(f"{self.command} {path}")
-        if path.startswith("/upload/"):
-            server.upload(path.removeprefix("/upload/"), body)
-            return 200, {}
-        if path.endswith("/file_stream"):
-            wrong = server.runs[path.split("/")[-2]].stream(json.loads(body))
-            if not wrong:
-                return 200, {}
-            server.problems.append(wrong)
-            return 400, {"error": wrong}
-        server.problems.append(f"{self.command} {path}")
-        return 404, {"error": "no such page"}
+    do_GET = do_POST = do_PUT = serve  # noqa: N815  # the names that http.server calls
 
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """A server of one test's own, on a free port of 127.0.0.1."""
-    with tempfile.TemporaryDirectory(prefix="wandb-server-") as folder:
+    """A server of one test's own on a free port of 127.0.0.1."""
+    with tempfile.TemporaryDirectory(prefix="wandb-server-", ignore_cleanup_errors=True) as folder:
         server = WandbServer(Path(folder))
         try:
             yield server
         finally:
-            server.back()
-            server.close()
+            server.fault = "refuse"
 
 
 @dataclass
@@ -431,60 +321,50 @@ class Offline:
     config: Json = field(default_factory=dict)
     summary: Json = field(default_factory=dict)
     history: list[Json] = field(default_factory=list)
-    exit_code: int | None = None  # None: never finished
-    torn: bool = False  # whether the file ends within a record
+    exit_code: int | None = None  # None: the run never finished
+    torn: bool = False  # it ends within a record, or is damaged where reading stopped
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log. ValueError where it is torn or damaged."""
-    position, parts = 7, b""  # past the header
+    """The records of a LevelDB log behind 7 bytes of header; ValueError where it is torn."""
+    position, record = 7, b""
     while position < len(data):
-        if BLOCK - position % BLOCK < 7:  # too little for a chunk: zeros
+        if BLOCK - position % BLOCK < 7:  # no room for a chunk's head: zeros up to the next block
             position += BLOCK - position % BLOCK
             continue
-        chunk = data[position : position + 7]
-        if len(chunk) < 7:
-            raise ValueError("a chunk without its header")
-        checksum, size, kind = struct.unpack("<IHB", chunk)
+        head = data[position : position + 7].ljust(7, b"\0")
+        checksum, size, kind = struct.unpack("<IHB", head)
         body = data[position + 7 : position + 7 + size]
-        if len(body) < size or checksum != zlib.crc32(chunk[6:] + body):
-            raise ValueError("a damaged chunk")
-        parts += body
+        if checksum != zlib.crc32(head[6:] + body):
+            raise ValueError(f"torn at byte {position}")
+        record += body
         position += 7 + size
         if kind in {1, 4}:  # a whole record, or the last part of one
-            yield parts
-            parts = b""
-    if parts:
-        raise ValueError("half a record")
+            yield record
+            record = b""
+    if record:
+        raise ValueError("torn between chunks")
 
 
 def _values(items: Any) -> Json:
-    """Key-value items of wandb's protobufs, nested keys joined by dots."""
     return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
 
 def read_offline(path: Path) -> Offline:
-    """Read a .wandb file, or the only one in a folder, as far as it is whole."""
-    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415  # slow, and few tests need it
+    """Read a .wandb file, or the only one under a folder, as far as it is whole."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at import
 
+    found = Offline(torn=True)
     file = path if path.is_file() else next(path.rglob("*.wandb"))
-    found = Offline()
-    try:
-        for data in _records(file.read_bytes()):
-            record = wandb_internal_pb2.Record.FromString(data)
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                found.run_id = record.run.run_id
-                found.config |= _values(record.run.config.update)
-            elif kind == "config":
-                found.config |= _values(record.config.update)
-            elif kind == "history":
+    with suppress(ValueError):
+        for record in map(Record.FromString, _records(file.read_bytes())):
+            found.run_id = record.run.run_id or found.run_id
+            found.config |= _values([*record.run.config.update, *record.config.update])
+            found.summary |= _values(record.summary.update)
+            if record.HasField("history"):
                 found.history.append(_values(record.history.item))
-            elif kind == "summary":
-                found.summary |= _values(record.summary.update)
-            elif kind == "exit":
+            if record.HasField("exit"):
                 found.exit_code = record.exit.exit_code
-    except ValueError:
-        found.torn = True
+        found.torn = False
     found.config.pop("_wandb", None)
     return found
