@@ -152,10 +152,10 @@ def launch(job: Launch) -> None:
         if job.resumed:
             write_json(job.run.config, job.resumed)
             job.run.result.unlink(missing_ok=True)  # how the last session ended
-        farthest = _steps_done(job)
+        supervisor, farthest = Supervisor(), 0
         for restarts_left in range(job.max_restarts, -1, -1):
-            error = _attempt(job, told)
-            if not isinstance(error, TrainingFailed) or not restarts_left:
+            error = _attempt(job, told, supervisor)
+            if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
                 break
             before, farthest = farthest, max(farthest, _steps_done(job))
             if farthest <= before:
@@ -168,20 +168,19 @@ def launch(job: Launch) -> None:
         if error is None:
             return
         if isinstance(error, BadInput) and not job.resumed:
-            job.spec.remove()  # nothing was trained: nothing is left
-        else:
+            job.spec.remove()  # where nothing was trained, nothing is left
+        if job.run.config.exists():
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
     raise error
 
 
-def _attempt(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
+def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> LauncherError | None:
     """Start the processes once; returns how they ended, None where they completed."""
     run, nodes, parameters = job.run, job.nodes, told["hyperparameters"]
     for rank in job.ranks:
         run.record(rank).unlink(missing_ok=True)
         run.mark(rank).unlink(missing_ok=True)
     run.exits(nodes.node_rank).unlink(missing_ok=True)
-    supervisor = Supervisor()
     watch = HangWatch({rank: run.mark(rank) for rank in job.ranks}, parameters["hang_timeout"])
     argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
     env = environment(nodes, os.environ)
@@ -196,7 +195,7 @@ def _attempt(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
 
 
 def _steps_done(job: Launch) -> int:
-    """Return how many optimizer steps any rank of this machine has ever done."""
+    """Return the step that the last attempt came to, on any rank of this machine."""
     marks = [mark.read(job.run.mark(rank)) for rank in job.ranks]
     return max((found.steps for found in marks if found), default=0)
 

@@ -65,6 +65,7 @@ class Supervisor:
         The command has a session of its own, so that the terminal's Ctrl-C reaches only this
         process; it ignores SIGUSR1 until a worker says otherwise, since torchrun dies of it.
         """
+        self.hang = None
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         with log.open("ab") as agent_log:
             process = subprocess.Popen(

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import torch
 from safetensors.torch import save_model
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 import launcher
 from launcher import checkpoint_files
@@ -58,7 +59,12 @@ def prepare(
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     scheduler = recipe.scheduler(optimizer)
     if scheduler is not None:
-        scheduler = _expect(scheduler, torch.optim.lr_scheduler.LRScheduler, "scheduler")
+        scheduler = _expect(scheduler, LRScheduler, "scheduler")
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise RecipeError(
+                "`scheduler` returned ReduceLROnPlateau, which cannot be stepped once a step",
+                hint="use one whose learning rate follows from the step, like OneCycleLR",
+            )
     return Training(
         recipe=recipe,
         context=context,
