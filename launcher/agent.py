@@ -1,13 +1,12 @@
 """The agent of one node: `accelerate launch` (so torchrun) with its rough edges taken off.
 
-It dies with the launcher; it rendezvous on loopback where all processes are on this machine; and
-it says in a file which of its processes failed. Started as `python -m launcher.agent EXITS ARGS…`,
-where ARGS are those of `accelerate launch`.
+It meets its own processes on loopback where all are on this machine, and it says in a file which
+of them failed. Started as `python -m launcher.start agent EXITS ARGS…`, where ARGS are those of
+`accelerate launch`.
 """
 
 import signal
 import socket
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from launcher.processes import die_with_parent
 from launcher.run_dir import write_json
 
 _HOST = "127.0.0.1"
@@ -94,7 +92,6 @@ class LoopbackRendezvous(RendezvousHandler):
 
 def main(argv: list[str]) -> int:
     """Run `accelerate launch` with these arguments; returns the exit code."""
-    die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stop requests go to the workers directly
     rendezvous_handler_registry.register("loopback", _create)
     _end_survivors_soon()
@@ -126,7 +123,3 @@ def _end_survivors_soon() -> None:
 
 def _create(parameters: RendezvousParameters) -> RendezvousHandler:
     return LoopbackRendezvous(parameters.run_id)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

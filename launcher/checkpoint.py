@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from launcher import checkpoint_files as files
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import unwrapped
 from launcher.errors import BadInput
+from launcher.mark import Marker
 from launcher.metrics import Totals
 from launcher.run_dir import RunDir
 from launcher.training import Training
@@ -32,11 +34,15 @@ class Saver:
     written. A failed save is a loud warning; MOST_FAILURES in a row are for the caller to act on.
     """
 
-    def __init__(self, run: RunDir, keep_last: int, keep_best: int) -> None:
+    def __init__(
+        self, run: RunDir, keep_last: int, keep_best: int, marker: Marker | None = None
+    ) -> None:
         self.folder = run.checkpoints
         self.keep_last, self.keep_best = keep_last, keep_best
         self.failures = 0  # in a row
         self.last_error = ""
+        self._marker = marker or Marker(None)
+        self._proven = False  # a first save has been seen to load without running code
         self._thread: threading.Thread | None = None
 
     def save(self, training: Training, window: Totals) -> None:
@@ -60,9 +66,11 @@ class Saver:
 
     def wait(self) -> None:
         """Wait until the save in flight has ended."""
-        if self._thread:
-            self._thread.join()
-            self._thread = None
+        while self._thread:
+            self._thread.join(timeout=0.5)
+            self._marker.beat()
+            if not self._thread.is_alive():
+                self._thread = None
 
     def _write(
         self, name: str, model: dict[str, Tensor], state: dict[str, Any], facts: Mapping[str, Any]
@@ -71,6 +79,9 @@ class Saver:
             save_file(model, folder / files.MODEL)
             with (folder / files.TRAINING).open("wb") as file:
                 torch.save(state, file)
+            if not self._proven:
+                _load_safely(folder / files.TRAINING)
+                self._proven = True
 
         _yield_to_training()
         try:
@@ -92,10 +103,12 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
 
     Randomness needs no state: it is derived from seed, epoch, step and sample.
     """
+    scheduler = training.scheduler
     return {
-        "optimizer": _host_copy(training.optimizer.state_dict()),
-        "scheduler": copy.deepcopy(training.scheduler.state_dict()) if training.scheduler else None,
+        "optimizer": _plain(_host_copy(training.optimizer.state_dict())),
+        "scheduler": _plain(copy.deepcopy(scheduler.state_dict())) if scheduler else None,
         "progress": asdict(training.progress),
+        "buffers": _host_copy(_unsaved_buffers(unwrapped(training.model))),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -109,6 +122,8 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
     state = _load_safely(checkpoint.path / files.TRAINING)
     try:
         load_model(training.model, checkpoint.path)
+        for name, buffer in _unsaved_buffers(unwrapped(training.model)).items():
+            buffer.copy_(state["buffers"][name])
         training.optimizer.load_state_dict(state["optimizer"])
         if training.scheduler and state["scheduler"] is not None:
             training.scheduler.load_state_dict(state["scheduler"])
@@ -162,6 +177,17 @@ def _reason(error: BaseException) -> str:
     while cause and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return f"{type(cause or error).__name__}: {cause or error}"
+
+
+def _unsaved_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that a model's state_dict leaves out (`persistent=False`)."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+
+
+def _plain(tree: Any) -> Any:
+    """Turn numpy's numbers into Python's, which can be loaded without running code."""
+    return pytree.tree_map_only(np.generic, lambda number: number.item(), tree)
 
 
 def _host_copy(tree: Any) -> Any:

@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,19 @@ def all_of(folder: Path) -> list[Checkpoint]:
     found = []
     for path in folder.glob("step-*"):
         if match := _NAME.fullmatch(path.name):
-            facts = (read_json(path / "manifest.json") or {}).get("facts", {})
-            size = sum(file.stat().st_size for file in path.iterdir())
+            try:
+                facts = (_manifest(path) or {}).get("facts", {})
+                size = sum(file.stat().st_size for file in path.iterdir())
+            except OSError:  # a file of that name, or one that has just been pruned
+                continue
             found.append(Checkpoint(path, int(match[1]), int(match[2]), facts, size))
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.epoch))
 
 
 def problem(checkpoint: Checkpoint) -> str | None:
     """Return what is wrong with a checkpoint, None where every byte is as it was written."""
-    manifest = read_json(checkpoint.path / "manifest.json")
-    if manifest is None or "files" not in manifest:
+    manifest = _manifest(checkpoint.path)
+    if manifest is None:
         return "its manifest is missing or broken"
     for name, written in manifest["files"].items():
         path = checkpoint.path / name
@@ -74,12 +78,17 @@ def problem(checkpoint: Checkpoint) -> str | None:
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, None when there is none; warns of others."""
+    """Return the newest checkpoint that is whole, None when there is none.
+
+    Newer ones that are broken get a warning and another name. For the one writer of a run.
+    """
     for checkpoint in reversed(all_of(folder)):
         wrong = problem(checkpoint)
         if wrong is None:
             return checkpoint
         warn(f"checkpoint {checkpoint.path.name} is not valid: {wrong}; trying the one before it")
+        with suppress(OSError):  # out of the way of what will be saved at the same step
+            checkpoint.path.rename(folder / f"broken-{checkpoint.path.name}")
     return None
 
 
@@ -106,7 +115,8 @@ def write(
         for path in sorted(beside.iterdir()):
             sync(path)
             files[path.name] = {"size": path.stat().st_size, "sha256": _checksum(path)}
-        manifest = {"files": files, "facts": {**facts, "time": time.time()}}
+        manifest: dict[str, Any] = {"files": files, "facts": {**facts, "time": time.time()}}
+        manifest["sha256"] = _own_checksum(manifest)
         (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         sync(beside / "manifest.json")
         sync(beside)
@@ -133,6 +143,18 @@ def clean(folder: Path) -> None:
     """Delete what a killed process left half written or half deleted."""
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's manifest, None where it is not as it was written."""
+    manifest = read_json(path / "manifest.json")
+    if not manifest or manifest.pop("sha256", None) != _own_checksum(manifest):
+        return None
+    return manifest
+
+
+def _own_checksum(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:

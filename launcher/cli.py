@@ -1,7 +1,7 @@
 """The command line: click commands and nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,19 @@ _MAX_RESTARTS = click.option(
 )
 
 
+def _machines(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for several machines without SLURM."""
+    for option in (
+        click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0."),
+        click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0."),
+        click.option(
+            "--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 class _OneError(click.Group):
     """Shows an error of ours as one message with its hint and exit code, without a traceback."""
 
@@ -101,9 +114,7 @@ def main() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Take hyperparameters and processes from a run's config.json, to repeat it.",
 )
-@click.option("--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM.")
-@click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0.")
-@click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0.")
+@_machines
 @_MAX_RESTARTS
 @click.option(
     "--tracking",
@@ -141,11 +152,7 @@ def run(
         cpu=cpu or bool(told.get("cpu")),
     )
     check(nodes)
-    if nnodes > 1 and max_restarts:
-        raise BadInput(
-            "--max-restarts restarts the processes of one machine, not of several",
-            hint="start all machines again with the same command but `launcher resume`",
-        )
+    _refuse_restarts(nodes, max_restarts)
     if nnodes > 1 and run_dir is None:
         raise BadInput("several machines need --run-dir, the same folder on each")
     folder = RunDir((run_dir or new_run_path(file.name)).absolute())
@@ -181,6 +188,7 @@ def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
 @_NPROC
 @click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
 @click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
+@_machines
 @_MAX_RESTARTS
 def resume(
     run_dir: Path,
@@ -188,15 +196,28 @@ def resume(
     nproc: int | None,
     cpu: bool,
     allow_changes: bool,
+    nnodes: int,
+    node_rank: int,
+    rdzv_endpoint: str | None,
     max_restarts: int,
 ) -> None:
     """Continue the run in RUN_DIR from its newest valid checkpoint.
 
     The number of processes may differ from before. `epochs=N` extends a run that has completed.
+    Several machines must all see RUN_DIR.
     """
     folder = RunDir(run_dir.absolute())
     check_is_run(folder)
-    nodes = _nodes_as_before(folder, nproc, cpu=cpu)
+    told = folder.read_config()
+    nodes = Nodes(
+        nproc=nproc or max(1, int(told["world_size"]) // nnodes),
+        nnodes=nnodes,
+        node_rank=node_rank,
+        endpoint=rdzv_endpoint,
+        cpu=cpu or bool(told["cpu"]),
+    )
+    check(nodes)
+    _refuse_restarts(nodes, max_restarts)
     config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
     epochs = config["hyperparameters"]["epochs"]
     if is_completed(folder, epochs):
@@ -216,7 +237,10 @@ def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: 
     folder = RunDir(run_dir.absolute())
     check_is_run(folder)
     chosen = choose(folder, checkpoint)
-    with test_of(folder, chosen, _nodes_as_before(folder, nproc, cpu=cpu)) as job:
+    told = folder.read_config()
+    nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
+    check(nodes)
+    with test_of(folder, chosen, nodes) as job:
         launch(job)
         result = read_json(job.run.result) or {}
     result |= {"step": chosen.step, "epoch": chosen.epoch}
@@ -300,12 +324,12 @@ def _configured(
     return file, configure(outline(file), recipe, values), told
 
 
-def _nodes_as_before(run: RunDir, nproc: int | None, *, cpu: bool) -> Nodes:
-    """Return the processes to go on with: as many as before unless told otherwise."""
-    told = run.read_config()
-    nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
-    check(nodes)
-    return nodes
+def _refuse_restarts(nodes: Nodes, max_restarts: int) -> None:
+    if nodes.nnodes > 1 and max_restarts:
+        raise BadInput(
+            "--max-restarts restarts the processes of one machine, not of several",
+            hint="start all machines again with `launcher resume RUN_DIR` and the same options",
+        )
 
 
 def _accuracy(facts: Mapping[str, Any]) -> str:

@@ -140,9 +140,10 @@ def _settle_buckets(model: DistributedDataParallel) -> None:
     inner = model.module
     parameters = [p for p in inner.parameters() if p.requires_grad]
     model.module = _SumOfParameters(parameters)
+    broadcast, model.broadcast_buffers = model.broadcast_buffers, False  # the stand-in has none
     model().backward()
     model()  # the second forward pass is where buckets are rearranged
-    model.module = inner
+    model.module, model.broadcast_buffers = inner, broadcast
     model.zero_grad()
 
 

@@ -1,6 +1,7 @@
 """Datasets in memory, and loaders that hand each rank its shard of every global batch."""
 
 import gzip
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,7 +194,9 @@ class Loader:
 
 def _start_data_worker(_worker: int) -> None:
     """Leave stop requests to the training process, which ends its data workers by SIGTERM."""
-    die_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent and parent.pid:
+        die_with_parent(parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

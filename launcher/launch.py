@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher import lock, mark
 from launcher.errors import BadInput, Interrupted, LauncherError, TrainingFailed
+from launcher.processes import PARENT
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_json
 from launcher.supervise import HangWatch, Supervisor
@@ -71,9 +72,9 @@ def command(
     One process needs no agent. Several come from `accelerate launch`, with every choice made
     explicitly: a configuration file in the user's home would otherwise be picked up silently.
     """
-    worker = ["launcher.worker", str(run.path), str(spec.path)]
+    worker = ["-m", "launcher.start", "worker", str(run.path), str(spec.path)]
     if nodes.world_size == 1 and not extra:
-        return [sys.executable, "-m", *worker]
+        return [sys.executable, *worker]
     arguments = {
         "--num_processes": nodes.world_size,
         "--num_machines": nodes.nnodes,
@@ -96,8 +97,8 @@ def command(
         words += ["--multi_gpu"]
     elif nodes.cpu or gpus() == 0:
         words += ["--cpu"]
-    agent = [sys.executable, "-m", "launcher.agent", str(run.exits(nodes.node_rank))]
-    return [*agent, *words, *extra, "-m", *worker]
+    agent = [sys.executable, "-m", "launcher.start", "agent", str(run.exits(nodes.node_rank))]
+    return [*agent, *words, *extra, *worker]
 
 
 def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
@@ -110,6 +111,7 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(_threads(nodes))),
         "PET_RDZV_ID": secrets.token_hex(8) if nodes.nnodes == 1 else str(nodes.endpoint),
         "PYTHONUNBUFFERED": "1",
+        PARENT: str(os.getpid()),
     }
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
@@ -144,7 +146,7 @@ def launch(job: Launch) -> None:
     """Run all processes of this machine to their end; raises how it ended unless it completed.
 
     A failure is followed by another attempt, from the last checkpoint, up to `max_restarts` times;
-    but a run that fails again without a new step has a bug, which no restart mends.
+    but a run that fails again without a step that is new has a bug, which no restart mends.
     """
     started = time.time()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
@@ -152,17 +154,15 @@ def launch(job: Launch) -> None:
         if job.resumed:
             write_json(job.run.config, job.resumed)
             job.run.result.unlink(missing_ok=True)  # how the last session ended
-        supervisor, farthest = Supervisor(), 0
+        supervisor, farthest = Supervisor(), -1
         for restarts_left in range(job.max_restarts, -1, -1):
             error = _attempt(job, told, supervisor)
             if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
                 break
             before, farthest = farthest, max(farthest, _steps_done(job))
             if farthest <= before:
-                error = TrainingFailed(
-                    f"{error.message}\nnot restarted: there was no new step since the last start",
-                    hint=error.hint,
-                )
+                again = "not restarted: it came no farther than the time before"
+                error = TrainingFailed(f"{error.message}\n{again}", hint=error.hint)
                 break
             print(f"error: {error}\nrestarting; {restarts_left - 1} restarts left", file=sys.stderr)
         if error is None:

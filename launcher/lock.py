@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -23,16 +24,17 @@ STALE_AFTER_S = 60.0  # a holder on another machine that has been silent for so 
 @contextmanager
 def held(run: RunDir) -> Iterator[None]:
     """Hold the lock of a run directory; raises RunDirError where a living process holds it."""
-    _take(run.lock)
+    me = _take(run.lock)
     done = threading.Event()
-    beat = threading.Thread(target=_beat, args=(run.lock, done), name="lock", daemon=True)
+    beat = threading.Thread(target=_beat, args=(run.lock, me, done), name="lock", daemon=True)
     beat.start()
     try:
         yield
     finally:
         done.set()
         beat.join()
-        run.lock.unlink(missing_ok=True)
+        if read_json(run.lock) == me:  # and not somebody's who thought this process dead
+            run.lock.unlink(missing_ok=True)
 
 
 def holder(path: Path) -> str | None:
@@ -42,15 +44,18 @@ def holder(path: Path) -> str | None:
         return None
     if owner["host"] == socket.gethostname():
         with suppress(psutil.NoSuchProcess):
-            if abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1:
+            process = psutil.Process(owner["pid"])
+            same = abs(process.create_time() - owner["started"]) < 1
+            if same and process.status() != psutil.STATUS_ZOMBIE:
                 return f"process {owner['pid']} on {owner['host']}"
         return None
     silent_s = _now_there(path.parent) - path.stat().st_mtime
     return None if silent_s > STALE_AFTER_S else f"process {owner['pid']} on {owner['host']}"
 
 
-def _take(path: Path) -> None:
-    me = {
+def _take(path: Path) -> dict[str, Any]:
+    me: dict[str, Any] = {
+        "token": secrets.token_hex(8),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
@@ -65,6 +70,7 @@ def _take(path: Path) -> None:
                     hint="wait for it to end or stop it; two writers would spoil the run",
                 )
             beside.replace(path)
+        return me
     finally:
         beside.unlink(missing_ok=True)
 
@@ -81,10 +87,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _beat(path: Path, done: threading.Event) -> None:
+def _beat(path: Path, me: dict[str, Any], done: threading.Event) -> None:
     while not done.wait(HEARTBEAT_S):
         with suppress(OSError):
-            os.utime(path)
+            if read_json(path) == me:
+                os.utime(path)
 
 
 def _now_there(folder: Path) -> float:

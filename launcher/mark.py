@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-_LAYOUT = "qq"
+_LAYOUT = "qqq"
 
 
 class Mark(NamedTuple):
@@ -13,6 +13,7 @@ class Mark(NamedTuple):
 
     ticks: int
     steps: int  # optimizer steps done since the start of the run
+    beats: int  # signs of life of this rank alone, while it waits for a disk
 
 
 class Marker:
@@ -31,6 +32,10 @@ class Marker:
     def tick(self) -> None:
         """Say that this rank has entered the next stage."""
         self._values[0] += 1
+
+    def beat(self) -> None:
+        """Say that this rank is alive although it is not getting on."""
+        self._values[2] += 1
 
     def step(self, steps: int) -> None:
         """Say how many optimizer steps are done."""

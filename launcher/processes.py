@@ -8,20 +8,20 @@ from contextlib import suppress
 
 import psutil
 
+PARENT = "LAUNCHER_PARENT"  # environment variable: the pid of the process that starts another
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when its parent dies (Linux only).
+def die_with_parent(parent: int) -> None:
+    """Have the kernel SIGKILL this process when its parent, with that pid, dies (Linux only).
 
     Without it a SIGKILL of the launcher or the agent would leave workers training on their own.
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was told
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def children(pid: int, *, recursive: bool) -> list[psutil.Process]:

@@ -1,5 +1,6 @@
 """Go on with a run that was stopped, or test one of its checkpoints: what to start, and whether."""
 
+import shutil
 import sys
 import tempfile
 import time
@@ -85,14 +86,31 @@ def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launc
     """Give a launch that tests a checkpoint in a folder of its own; the run may be going on."""
     told = run.read_config()
     configured = told | {
-        "test": str(checkpoint.path),
         "world_size": nodes.world_size,
         "cpu": nodes.cpu,
     }
     with tempfile.TemporaryDirectory(prefix="launcher-test-") as folder:
         scratch = RunDir(Path(folder))
+        kept = _kept(checkpoint, scratch.path)
+        configured |= {"test": str(kept)}
         scratch.create(configured, recipe_of(run).source)
         yield Launch(scratch, scratch, nodes, resumed=configured)
+
+
+def _kept(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Return a folder with the weights of a checkpoint, which a run that goes on may delete."""
+    kept = folder / checkpoint.path.name
+    kept.mkdir()
+    source, target = checkpoint.path / checkpoint_files.MODEL, kept / checkpoint_files.MODEL
+    try:
+        target.hardlink_to(source)
+    except OSError:  # the folder for temporary files is on another disk
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            hint = "the run that goes on has deleted it; ask for another"
+            raise BadInput(f"checkpoint {checkpoint.path.name} is gone", hint=hint) from error
+    return kept
 
 
 def check_is_run(run: RunDir) -> None:

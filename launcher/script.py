@@ -15,12 +15,13 @@ from launcher.context import Context
 from launcher.errors import LauncherError, RecipeError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure, split_overrides, table
+from launcher.prepare import prepare
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find
 from launcher.record import Record, logged, write_result
 from launcher.run_dir import RunDir
 from launcher.tracking import ConsoleTracker, Trackers
-from launcher.worker import ended, last_words, prepare, train, work
+from launcher.worker import ended, last_words, train, work
 
 
 def debug(recipe: Recipe, most_steps: int) -> None:

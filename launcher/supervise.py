@@ -24,7 +24,7 @@ class HangWatch:
 
     def __init__(self, marks: Mapping[int, Path], timeout_s: float) -> None:
         self._paths, self._timeout_s = marks, timeout_s
-        self._ticks: dict[int, int] = {}
+        self._marks: dict[int, mark.Mark | None] = {}
         self._moved = self._looked = time.monotonic()
 
     def verdict(self) -> str | None:
@@ -35,8 +35,8 @@ class HangWatch:
         self._looked = now
         marks = {rank: mark.read(path) for rank, path in self._paths.items()}
         ticks = {rank: found.ticks for rank, found in marks.items() if found and found.steps > 0}
-        if ticks != self._ticks or len(ticks) < len(self._paths):
-            self._ticks, self._moved = ticks, now
+        if marks != self._marks or len(ticks) < len(self._paths):
+            self._marks, self._moved = marks, now
         if now - self._moved < self._timeout_s:
             return None
         behind = min(ticks, key=lambda rank: ticks[rank])
@@ -55,7 +55,8 @@ class Supervisor:
     """
 
     def __init__(self) -> None:
-        self.requests = 0
+        self.requests = 0  # to stop, by any signal
+        self._urgent = 0  # by those of a terminal or a shell; SLURM sends SIGUSR1 before SIGTERM
         self.forced = False
         self.hang: str | None = None  # what hung
 
@@ -77,7 +78,7 @@ class Supervisor:
             )
         with self._listening():
             try:
-                self._wait(process, watch, is_agent="launcher.agent" in argv)
+                self._wait(process, watch, is_agent="agent" in argv)
             finally:
                 if process.poll() is None or self.forced:
                     kill_tree(process.pid)
@@ -110,9 +111,10 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self.requests and number != signal.SIGUSR1:
-            self.forced = True
-        elif not self.requests:
+        if number != signal.SIGUSR1:
+            self.forced = self._urgent > 0
+            self._urgent += 1
+        if not self.requests:
             print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
         self.requests += 1
 

@@ -138,6 +138,8 @@ def test_a_harmed_checkpoint_is_passed_over_with_a_warning(
     assert len(warnings) == 1
     assert newest.name in warnings[0]
     assert words in warnings[0]
+    assert [c.step for c in all_of(tmp_path)] == [10]  # it is out of the way, but not deleted
+    assert (tmp_path / f"broken-{newest.name}").is_dir()
 
 
 def test_a_failed_write_leaves_nothing_and_harms_nothing(tmp_path: Path) -> None:
@@ -175,3 +177,27 @@ def test_the_manifest_tells_sizes_and_checksums(tmp_path: Path) -> None:
     assert manifest["files"]["model.safetensors"]["size"] == 5000
     assert len(manifest["files"]["model.safetensors"]["sha256"]) == 64
     assert manifest["facts"]["test_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("bit", range(0, 4000, 37))
+def test_a_flipped_bit_in_the_manifest_is_seen(tmp_path: Path, bit: int) -> None:
+    path = make(tmp_path, 10, test_accuracy=0.5) / "manifest.json"
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    before = json.loads(path.read_text())
+    path.write_bytes(content)
+    try:
+        same = json.loads(content) == before  # a space that has become another
+    except ValueError:
+        same = False
+    assert same or problem(all_of(tmp_path)[0])
+
+
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    (tmp_path / name_of(20, 0)).write_text("a file")
+    (tmp_path / name_of(30, 0)).symlink_to(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert [c.step for c in all_of(tmp_path)] == [10]
+    prune(tmp_path, keep_last=1, keep_best=0)
+    assert (tmp_path / "notes.txt").exists()

@@ -25,7 +25,14 @@ FLOOR = {
     "lock",
     "mark",
 }
-LAUNCHER_SIDE = ["supervise", "verdict", "launch", "resume", "cli"]  # each may use those before it
+LAUNCHER_SIDE = [
+    "start",
+    "supervise",
+    "verdict",
+    "launch",
+    "resume",
+    "cli",
+]  # each may use those before it
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
 HEAVY = {*WALL, "numpy", "rich", "jinja2"}
 

@@ -81,7 +81,8 @@ def test_one_process_needs_no_agent() -> None:
     assert command(Nodes(nproc=1), RUN, RUN, "no") == [
         sys.executable,
         "-m",
-        "launcher.worker",
+        "launcher.start",
+        "worker",
         "/runs/r",
         "/runs/r",
     ]
@@ -95,8 +96,9 @@ def options(argv: list[str]) -> dict[str, str]:
 @pytest.mark.parametrize("nproc", [2, 3, 8])
 def test_several_processes_come_from_accelerate_on_loopback(nproc: int) -> None:
     argv = command(Nodes(nproc=nproc), RUN, RUN, "bf16")
-    assert argv[:4] == [sys.executable, "-m", "launcher.agent", "/runs/r/logs/node-0-exits.json"]
-    assert argv[-4:] == ["-m", "launcher.worker", "/runs/r", "/runs/r"]
+    start = [sys.executable, "-m", "launcher.start"]
+    assert argv[:5] == [*start, "agent", "/runs/r/logs/node-0-exits.json"]
+    assert argv[-5:] == ["-m", "launcher.start", "worker", "/runs/r", "/runs/r"]
     told = options(argv)
     assert told["--num_processes"] == str(nproc)
     assert told["--num_machines"] == "1"
@@ -108,7 +110,7 @@ def test_several_processes_come_from_accelerate_on_loopback(nproc: int) -> None:
 
 def test_several_machines_meet_at_the_endpoint() -> None:
     argv = command(TWO_MACHINES, RUN, SPEC, "no")
-    assert argv[3] == "/runs/r/logs/node-1-exits.json"
+    assert argv[4] == "/runs/r/logs/node-1-exits.json"
     assert argv[-2:] == ["/runs/r", "/runs/r/logs/node-1-spec"]
     told = options(argv)
     assert (told["--num_processes"], told["--num_machines"]) == ("4", "2")
@@ -121,9 +123,9 @@ def test_several_machines_meet_at_the_endpoint() -> None:
 def test_what_follows_two_dashes_stands_behind_our_own_options(nproc: int) -> None:
     extra = ["--main_process_port", "1234"]
     argv = command(Nodes(nproc=nproc), RUN, RUN, "no", extra)
-    assert argv[2] == "launcher.agent"
-    assert argv[-6:-4] == extra
-    assert argv.index("--num_processes") < len(argv) - 6
+    assert argv[3] == "agent"
+    assert argv[-7:-5] == extra
+    assert argv.index("--num_processes") < len(argv) - 7
     assert ("--multi_gpu" in argv) == (nproc > 1)
 
 

@@ -94,3 +94,24 @@ def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
     racers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     said = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
     assert said == ["held", "refused", "refused", "refused"]
+
+
+def test_a_holder_that_was_thought_dead_leaves_its_successor_s_lock(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with lock.held(run):
+        write_lock(run, host="elsewhere", pid=1, started=0)
+    assert json.loads(run.lock.read_text())["host"] == "elsewhere"
+
+
+def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLD, str(tmp_path), "60"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        os.kill(process.pid, 9)
+        deadline = time.monotonic() + 10
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with lock.held(RunDir(tmp_path)):  # nobody has waited for the process yet
+            pass

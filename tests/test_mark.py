@@ -12,11 +12,12 @@ from launcher.supervise import HangWatch
 def test_what_one_process_marks_another_reads(tmp_path: Path) -> None:
     assert mark.read(tmp_path / "m") is None
     marker = Marker(tmp_path / "m")
-    assert mark.read(tmp_path / "m") == Mark(0, 0)
+    assert mark.read(tmp_path / "m") == Mark(0, 0, 0)
     marker.tick()
     marker.tick()
     marker.step(7)
-    assert mark.read(tmp_path / "m") == Mark(2, 7)
+    marker.beat()
+    assert mark.read(tmp_path / "m") == Mark(2, 7, 1)
 
 
 def test_without_a_path_marking_is_harmless() -> None:
@@ -70,4 +71,15 @@ def test_a_rank_that_moves_keeps_the_run_alive(
         marker.step(1)
     for _ in range(60):
         markers[0].tick()
+        assert until_a_verdict(watch, looks=1) is None
+
+
+def test_a_rank_that_waits_for_a_disk_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    markers, watch = watched(tmp_path, monkeypatch)
+    for marker in markers:
+        marker.step(1)
+    for _ in range(60):
+        markers[0].beat()
         assert until_a_verdict(watch, looks=1) is None

@@ -21,9 +21,9 @@ from launcher.data import ArrayDataset
 from launcher.faults import StopRequest
 from launcher.loops import checkpoint, train_step
 from launcher.metrics import Totals
+from launcher.prepare import prepare
 from launcher.recipe import Recipe
 from launcher.run_dir import RunDir, sync
-from launcher.worker import prepare
 
 WIDTH, LAYERS, ROUNDS = 4096, 4, 5
 

@@ -38,8 +38,7 @@ def wait_for_steps(run: Path, world: int, target: int, timeout_s: float = 120) -
 
 def kill_one(launched: int, rng: random.Random) -> None:
     everybody = psutil.Process(launched).children(recursive=True)
-    workers = [p for p in everybody if "launcher.worker" in p.cmdline() and "RANK" in p.environ()]
-    workers = [p for p in workers if "launcher.agent" not in p.cmdline()]
+    workers = [p for p in everybody if "worker" in p.cmdline() and "agent" not in p.cmdline()]
     rng.choice(workers).kill()
 
 

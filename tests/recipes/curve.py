@@ -24,6 +24,22 @@ class Pause(nn.Module):
         return x
 
 
+class Average(nn.Module):
+    """Subtracts a running mean that it keeps in a buffer which is not in the state_dict."""
+
+    mean: torch.Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x less the mean so far, (batch, features)."""
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return x - self.mean
+
+
 @dataclass(frozen=True)
 class Curve(Recipe):
     """An MLP on made images that a network can learn."""
@@ -42,6 +58,7 @@ class Curve(Recipe):
     dropout: float = 0.0
     optimizer_name: Literal["sgd", "adamw"] = "sgd"
     schedule: bool = False
+    norm: bool = False  # batch norm, and a buffer that is not in the state_dict
     step_s: float = 0.0  # seconds that a training step takes longer
     test_s: float = 0.0  # seconds that a test batch takes longer
 
@@ -50,6 +67,7 @@ class Curve(Recipe):
             Pause(self.step_s, self.test_s),
             nn.Flatten(),
             nn.Linear(784, self.hidden),
+            *([nn.BatchNorm1d(self.hidden), Average(self.hidden)] if self.norm else []),
             nn.ReLU(),
             nn.Dropout(self.dropout),
             nn.Linear(self.hidden, self.hidden),

@@ -1,0 +1,23 @@
+"""The first lines of every process that the launcher starts: bound to its parent before all else.
+
+    python -m launcher.start agent|worker ARGUMENTS
+
+Importing torch takes seconds, in which the parent may be killed: nobody would tell this process.
+"""
+
+import os
+import sys
+from importlib import import_module
+
+from launcher.processes import PARENT, die_with_parent
+
+
+def main(what: str, arguments: list[str]) -> int:
+    """Run the `main` of a module of the worker side; returns the exit code."""
+    die_with_parent(int(os.environ[PARENT]))
+    os.environ[PARENT] = str(os.getpid())  # for those that this process starts
+    return int(import_module(f"launcher.{what}").main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
