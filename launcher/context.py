@@ -141,8 +141,10 @@ def _settle_buckets(model: DistributedDataParallel) -> None:
     parameters = [p for p in inner.parameters() if p.requires_grad]
     model.module = _SumOfParameters(parameters)
     broadcast, model.broadcast_buffers = model.broadcast_buffers, False  # the stand-in has none
-    model().backward()
-    model()  # the second forward pass is where buckets are rearranged
+    # Buckets are rearranged in the second forward pass. Its backward pass must follow: DDP would
+    # wait for it, and synchronise the first micro-batch of the first step instead.
+    for _ in range(2):
+        model().backward()
     model.module, model.broadcast_buffers = inner, broadcast
     model.zero_grad()
 
