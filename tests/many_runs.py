@@ -1,5 +1,6 @@
 """Train several recipes one after the other in the same processes (see training.many_runs)."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ def main(cases: Path, folder: Path) -> None:
         run = RunDir(folder / name)
         if context.rank == 0:
             run.create(config.describe(file, recipe, nproc=context.world_size), file.source)
+        gc.collect()  # the last case's DDP goes now, and not in the middle of a step
         context.agree(False)
         work(recipe, run, context, file.source)
     context.close()
