@@ -63,23 +63,13 @@ def test_before_the_first_step_nothing_hangs(
     assert until_a_verdict(watch, looks=60) is None
 
 
-def test_a_rank_that_moves_keeps_the_run_alive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sign", ["tick", "beat"])  # of getting on; of waiting for a disk
+def test_a_sign_of_life_of_one_rank_keeps_the_run_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
 ) -> None:
     markers, watch = watched(tmp_path, monkeypatch)
     for marker in markers:
         marker.step(1)
     for _ in range(60):
-        markers[0].tick()
-        assert until_a_verdict(watch, looks=1) is None
-
-
-def test_a_rank_that_waits_for_a_disk_is_alive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    markers, watch = watched(tmp_path, monkeypatch)
-    for marker in markers:
-        marker.step(1)
-    for _ in range(60):
-        markers[0].beat()
+        getattr(markers[0], sign)()
         assert until_a_verdict(watch, looks=1) is None
