@@ -1,25 +1,26 @@
 """Train one recipe with any number of processes, with the same numbers.
 
-What a recipe needs is importable from here. Names that need torch are loaded when first used,
-so that the launcher side never imports it.
+What a recipe needs is importable from here, and loaded when first used: the launcher side never
+imports torch, and `launcher --help` next to nothing.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from launcher.recipe import Recipe, StepSums
-
 if TYPE_CHECKING:
     from launcher.context import unwrapped
     from launcher.data import ArrayDataset, SampleRandom, load_digits
+    from launcher.recipe import Recipe, StepSums
     from launcher.script import main
 
 __all__ = ["ArrayDataset", "Recipe", "SampleRandom", "StepSums", "load_digits", "main", "unwrapped"]
 __version__ = "0.1.0"
 
-_NEEDS_TORCH = {
+_HOMES = {
     "ArrayDataset": "launcher.data",
+    "Recipe": "launcher.recipe",
     "SampleRandom": "launcher.data",
+    "StepSums": "launcher.recipe",
     "load_digits": "launcher.data",
     "main": "launcher.script",
     "unwrapped": "launcher.context",
@@ -27,6 +28,6 @@ _NEEDS_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
-        return getattr(import_module(_NEEDS_TORCH[name]), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module `launcher` has no attribute `{name}`")

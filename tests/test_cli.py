@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from launcher import __version__
+from launcher import __version__, cli_run
 from launcher.cli import main
 from launcher.hyperparameters import configure
 from launcher.recipe import REQUIRED_METHODS
@@ -270,7 +270,7 @@ def test_a_copy_is_the_recipe_itself(name: str, folder: Path) -> None:
 def test_what_comes_after_two_dashes_is_for_accelerate(
     words: str, overrides: tuple[str, ...], cpu: bool, extra: str
 ) -> None:
-    context = main.commands["run"].make_context("run", words.split())
+    context = cli_run.run.make_context("run", words.split())
     assert context.params["recipe"] == "digits"
     assert (context.params["words"], context.params["cpu"]) == (overrides, cpu)
     assert context.args == extra.split()

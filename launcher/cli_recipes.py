@@ -1,0 +1,46 @@
+"""The command `launcher recipes`: list, show and copy them."""
+
+from pathlib import Path
+
+import click
+
+from launcher.errors import BadInput
+from launcher.hyperparameters import table
+from launcher.recipe_file import bundled, find, one_line, outline
+from launcher.run_dir import write_text
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def recipes(ctx: click.Context) -> None:
+    """List the bundled recipes, show one, or copy one to edit."""
+    if ctx.invoked_subcommand is None:
+        files = [find(path.stem) for path in bundled()]
+        width = max(len(file.name) for file in files)
+        for file in files:
+            click.echo(f"{file.name:<{width}}  {one_line(file)}")
+
+
+@recipes.command("show")
+@click.argument("recipe")
+def show(recipe: str) -> None:
+    """Print every hyperparameter of RECIPE with type, default and meaning."""
+    file = find(recipe)
+    hyperparameters = table(outline(file))
+    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n\n{hyperparameters}")
+
+
+@recipes.command("copy")
+@click.argument("recipe")
+@click.argument("target", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+def copy(recipe: str, target: Path) -> None:
+    """Copy RECIPE to FILE, for you to edit."""
+    file = find(recipe)
+    if target.exists():
+        raise BadInput(f"`{target}` exists", hint="give another name; nothing was overwritten")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, file.source)
+    except OSError as error:
+        raise BadInput(f"`{target}` cannot be written: {error.strerror}") from error
+    click.echo(f"copied; train it with: launcher run {target}")

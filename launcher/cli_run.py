@@ -1,0 +1,271 @@
+"""The commands that train and test on this machine: run, debug, resume, test, checkpoints."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.checkpoint_files import all_of, problem
+from launcher.config import describe as describe_run
+from launcher.config import new_run_path
+from launcher.errors import BadInput
+from launcher.hyperparameters import configure, split_overrides
+from launcher.launch import Launch, Nodes, check, gpus, launch
+from launcher.recipe import Recipe
+from launcher.recipe_file import RecipeFile, find, load, outline
+from launcher.resume import (
+    check_is_run,
+    choose,
+    is_completed,
+    recipe_of,
+    resumed,
+    test_of,
+)
+from launcher.run_dir import RunDir, read_config, read_json
+
+
+class _PassesOn(click.Command):
+    """Leaves what comes after `--` in `Context.args`, for another program."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        try:
+            super().parse_args(ctx, args[:at])
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            if name in Recipe.__dataclass_fields__:
+                raise BadInput(
+                    f"there is no option {error.option_name}",
+                    hint=f"hyperparameters are given as key=value: {name}=...",
+                ) from error
+            raise
+        ctx.args = args[at + 1 :]
+        return ctx.args
+
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
+_MAX_RESTARTS = click.option(
+    "--max-restarts",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Start again so often, from the last checkpoint, when a process fails.",
+)
+
+
+def _machines(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for several machines without SLURM."""
+    for option in (
+        click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0."),
+        click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0."),
+        click.option(
+            "--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(cls=_PassesOn)
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]... [-- ...]")
+@click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
+@click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for everything the run makes. [default: runs/RECIPE-TIME-ID]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Take hyperparameters and processes from a run's config.json, to repeat it.",
+)
+@_machines
+@_MAX_RESTARTS
+@click.option(
+    "--tracking",
+    type=click.Choice(["disabled"]),
+    default="disabled",
+    help="Where metrics go besides the run directory.",
+)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    recipe: str,
+    words: tuple[str, ...],
+    nproc: int | None,
+    cpu: bool,
+    run_dir: Path | None,
+    config: Path | None,
+    nnodes: int,
+    node_rank: int,
+    rdzv_endpoint: str | None,
+    max_restarts: int,
+    tracking: str,  # noqa: ARG001  # accepted from the start; other modes come with W&B
+) -> None:
+    """Train RECIPE: a bundled name or the path of a file.
+
+    Hyperparameters follow it as KEY=VALUE; `launcher recipes show RECIPE` lists them. What comes
+    after -- goes to `accelerate launch` as it stands.
+    """
+    file, made, told = _configured(recipe, words, config)
+    repeated = told.get("world_size") if nnodes == 1 else None
+    nodes = Nodes(
+        nproc=nproc or repeated or max(1, 0 if cpu else gpus()),
+        nnodes=nnodes,
+        node_rank=node_rank,
+        endpoint=rdzv_endpoint,
+        cpu=cpu or bool(told.get("cpu")),
+    )
+    check(nodes)
+    _refuse_restarts(nodes, max_restarts)
+    if nnodes > 1 and run_dir is None:
+        raise BadInput("several machines need --run-dir, the same folder on each")
+    folder = RunDir((run_dir or new_run_path(file.name)).absolute())
+    # Machine 0 makes the run directory; the others, which may not share its disk, keep a copy of
+    # what they were told in its logs.
+    spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
+    spec.create(
+        describe_run(file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu), file.source
+    )
+    launch(Launch(folder, spec, nodes, ctx.args, max_restarts))
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
+def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
+    """Train a few batches of RECIPE in this process, on the CPU, and test a few.
+
+    breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
+    is written.
+    """
+    file, _, _ = _configured(recipe, words, None)
+    recipe_type = load(file)
+    from launcher.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
+
+    debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps)
+
+
+@click.command()
+@_RUN_DIR
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@_NPROC
+@click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
+@click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
+@_machines
+@_MAX_RESTARTS
+def resume(
+    run_dir: Path,
+    words: tuple[str, ...],
+    nproc: int | None,
+    cpu: bool,
+    allow_changes: bool,
+    nnodes: int,
+    node_rank: int,
+    rdzv_endpoint: str | None,
+    max_restarts: int,
+) -> None:
+    """Continue the run in RUN_DIR from its newest valid checkpoint.
+
+    The number of processes may differ from before. `epochs=N` extends a run that has completed.
+    Several machines must all see RUN_DIR.
+    """
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    told = folder.read_config()
+    nodes = Nodes(
+        nproc=nproc or max(1, int(told["world_size"]) // nnodes),
+        nnodes=nnodes,
+        node_rank=node_rank,
+        endpoint=rdzv_endpoint,
+        cpu=cpu or bool(told["cpu"]),
+    )
+    check(nodes)
+    _refuse_restarts(nodes, max_restarts)
+    config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
+    epochs = config["hyperparameters"]["epochs"]
+    if is_completed(folder, epochs):
+        click.echo(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")
+        return
+    launch(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
+
+
+@click.command()
+@_RUN_DIR
+@click.option("--checkpoint", default="last", metavar="best|last|STEP", show_default=True)
+@_NPROC
+@click.option("--cpu", is_flag=True, help="Test on the CPU although there are GPUs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: bool) -> None:
+    """Test a checkpoint of RUN_DIR on every sample of the test set, once."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    chosen = choose(folder, checkpoint)
+    told = folder.read_config()
+    nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
+    check(nodes)
+    with test_of(folder, chosen, nodes) as job:
+        launch(job)
+        result = read_json(job.run.result) or {}
+    result |= {"step": chosen.step, "epoch": chosen.epoch}
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    right = f"{result['test_correct']} of {result['test_samples']} right, "
+    exact = right if result["test_correct"] is not None else ""
+    click.echo(f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}")
+
+
+@click.command()
+@_RUN_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def checkpoints(run_dir: Path, as_json: bool) -> None:
+    """List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    found = [(c, problem(c)) for c in all_of(folder.checkpoints)]
+    if as_json:
+        rows = [
+            {"step": c.step, "epoch": c.epoch, "size": c.size, "valid": not wrong, **c.facts}
+            for c, wrong in found
+        ]
+        click.echo(json.dumps(rows))
+        return
+    for c, wrong in found:
+        tested = _accuracy(c.facts) if c.score is not None else "not tested, "
+        size = f"{c.size / 1e6:.1f} MB"
+        click.echo(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
+    if not found:
+        click.echo("no checkpoints")
+
+
+def _configured(
+    recipe: str, words: tuple[str, ...], config: Path | None
+) -> tuple[RecipeFile, Recipe, dict[str, Any]]:
+    """Return the recipe file, the recipe made from --config and overrides, and the config."""
+    overrides = split_overrides(words)
+    told = read_config(config) if config else {}
+    file = find(recipe)
+    if config and told and file.path == (config.parent / "recipe.py").resolve():
+        file = recipe_of(RunDir(config.parent))  # with the files beside the original
+    values = told.get("hyperparameters", {}) | overrides
+    return file, configure(outline(file), recipe, values), told
+
+
+def _refuse_restarts(nodes: Nodes, max_restarts: int) -> None:
+    if nodes.nnodes > 1 and max_restarts:
+        raise BadInput(
+            "--max-restarts restarts the processes of one machine, not of several",
+            hint="start all machines again with `launcher resume RUN_DIR` and the same options",
+        )
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    accuracy = facts.get("test_accuracy")
+    return "" if accuracy is None else f"test accuracy {100 * accuracy:.2f}%, "
