@@ -8,6 +8,7 @@ LauncherError            1
 ├── TrainingFailed       1   a process of the run failed
 │   ├── NonFiniteLoss    1   the loss became NaN or infinite
 │   └── PeerFailed       1   another rank failed; this one only noticed
+├── BudgetUsedUp         76  a cluster job started again too often, or without getting on
 └── Stopped              75  stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h)
     └── Interrupted      130 ended at once, on a second request
 """
@@ -57,6 +58,12 @@ class NonFiniteLoss(TrainingFailed):
 
 class PeerFailed(TrainingFailed):
     """Another rank failed and this one had to stop; never the first cause."""
+
+
+class BudgetUsedUp(LauncherError):
+    """A cluster job started again too often, or without getting on."""
+
+    exit_code = 76
 
 
 class Stopped(LauncherError):

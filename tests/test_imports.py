@@ -34,8 +34,15 @@ LAUNCHER_SIDE = [
     "verdict",
     "launch",
     "resume",
+    "lifecycle",
+    "slurm_profile",
+    "slurm_render",
+    "slurm",
+    "slurm_local",
+    "submit",
     "cli_recipes",
     "cli_run",
+    "cli_slurm",
     "cli",
 ]  # each may use those before it
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
