@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ class RunDir:
         """What each process said, and how it ended."""
         return self.path / "logs"
 
+    @property
+    def snapshot(self) -> Path:
+        """The code as it was when the run was submitted (see `launcher.snapshot`)."""
+        return self.path / "snapshot"
+
+    @property
+    def snapshot_diff(self) -> Path:
+        """How that code differs from its git commit."""
+        return self.path / "snapshot.diff"
+
     def log(self, rank: int) -> Path:
         """What one rank said."""
         return self.logs / f"rank-{rank}.log"
@@ -110,11 +121,12 @@ class RunDir:
         """
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
-        own = [self.recipe, self.config, self.metrics, self.result, self.lock]
+        own = [self.recipe, self.config, self.metrics, self.result, self.lock, self.snapshot_diff]
         own += [*self.logs.glob("rank-*"), *self.logs.glob("node-*.*")]
         with suppress(OSError):  # a name of ours that is somebody's folder stays
             for file in own:
                 file.unlink(missing_ok=True)
+            shutil.rmtree(self.snapshot, ignore_errors=True)
         folders = [self.checkpoints, self.logs, self.path]
         folders += [self.path.parent] if self.path.parent.name == "runs" else []
         for folder in folders:

@@ -33,6 +33,7 @@ LAUNCHER_SIDE = [
     "verdict",
     "launch",
     "resume",
+    "snapshot",
     "cli_recipes",
     "cli_run",
     "cli",
