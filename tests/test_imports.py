@@ -26,6 +26,7 @@ FLOOR = {
     "checkpoint_files",
     "lock",
     "mark",
+    "slurm_job",
 }
 LAUNCHER_SIDE = [
     "start",
