@@ -24,6 +24,10 @@ COMMANDS = {
         "cli_run",
         "List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity.",
     ),
+    "doctor": (
+        "cli_doctor",
+        "Check that training works here: packages, disk, clock, GPUs, processes and their network.",
+    ),
     "recipes": ("cli_recipes", "List the bundled recipes, show one, or copy one to edit."),
 }
 

@@ -65,14 +65,20 @@ def check(nodes: Nodes) -> None:
 
 
 def command(
-    nodes: Nodes, run: RunDir, spec: RunDir, mixed_precision: str, extra: Sequence[str] = ()
+    nodes: Nodes,
+    run: RunDir,
+    spec: RunDir,
+    mixed_precision: str,
+    extra: Sequence[str] = (),
+    *,
+    what: str = "worker",
 ) -> list[str]:
-    """Return the command that starts this machine's processes.
+    """Return the command that starts this machine's processes: what `launcher.start` may start.
 
     One process needs no agent. Several come from `accelerate launch`, with every choice made
     explicitly: a configuration file in the user's home would otherwise be picked up silently.
     """
-    worker = ["-m", "launcher.start", "worker", str(run.path), str(spec.path)]
+    worker = ["-m", "launcher.start", what, str(run.path), str(spec.path)]
     if nodes.world_size == 1 and not extra:
         return [sys.executable, *worker]
     arguments = {

@@ -27,6 +27,7 @@ FLOOR = {
     "lock",
     "mark",
     "slurm_job",
+    "checks",
 }
 LAUNCHER_SIDE = [
     "start",
@@ -35,8 +36,11 @@ LAUNCHER_SIDE = [
     "launch",
     "resume",
     "snapshot",
+    "doctor",
+    "doctor_slurm",
     "cli_recipes",
     "cli_run",
+    "cli_doctor",
     "cli",
 ]  # each may use those before it
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
