@@ -25,6 +25,10 @@ COMMANDS = {
         "List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity.",
     ),
     "submit": ("cli_slurm", "Train RECIPE on a SLURM cluster, through preemption and time limits."),
+    "doctor": (
+        "cli_doctor",
+        "Check that training works here: packages, disk, clock, GPUs, processes and their network.",
+    ),
     "recipes": ("cli_recipes", "List the bundled recipes, show one, or copy one to edit."),
 }
 # What the launcher itself calls, in job scripts.

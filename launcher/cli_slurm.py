@@ -66,6 +66,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--chain", type=click.IntRange(2), metavar="N",
               help="N dependent jobs, where a site forbids to requeue.")  # fmt: skip
 @click.option("--no-snapshot", is_flag=True, help="Run the code as it is when the job starts.")
+@click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
 @click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
 @click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
 @click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
@@ -97,6 +98,7 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
         max_requeues=options["max_requeues"],
         max_failures=options["max_failures"],
         snapshot=not options["no_snapshot"],
+        checks=not options["no_checks"],
     )
     plan = submission.plan(wishes)
     for warning in plan.warnings:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import lock, mark
-from launcher.errors import BadInput, Interrupted, LauncherError, TrainingFailed
+from launcher.errors import BadInput, Interrupted, LauncherError, NodeFailed, TrainingFailed
 from launcher.processes import PARENT
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_json
@@ -65,14 +65,20 @@ def check(nodes: Nodes) -> None:
 
 
 def command(
-    nodes: Nodes, run: RunDir, spec: RunDir, mixed_precision: str, extra: Sequence[str] = ()
+    nodes: Nodes,
+    run: RunDir,
+    spec: RunDir,
+    mixed_precision: str,
+    extra: Sequence[str] = (),
+    *,
+    what: str = "worker",
 ) -> list[str]:
-    """Return the command that starts this machine's processes.
+    """Return the command that starts this machine's processes: what `launcher.start` may start.
 
     One process needs no agent. Several come from `accelerate launch`, with every choice made
     explicitly: a configuration file in the user's home would otherwise be picked up silently.
     """
-    worker = ["-m", "launcher.start", "worker", str(run.path), str(spec.path)]
+    worker = ["-m", "launcher.start", what, str(run.path), str(spec.path)]
     if nodes.world_size == 1 and not extra:
         return [sys.executable, *worker]
     arguments = {
@@ -192,7 +198,7 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
         return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
     if supervisor.hang:
         hint = f"the stacks of all ranks are in {os.path.relpath(run.logs)}"
-        return TrainingFailed(supervisor.hang, hint=hint)
+        return NodeFailed(supervisor.hang, hint=hint)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)
     return verdict(run, ranks, [nodes.node_rank], code)

@@ -5,8 +5,8 @@ the run directory, so that a job which was killed unheard is understood at its n
 """
 
 import os
+import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher import checkpoint_files, lock, mark
+from launcher.doctor import vet
 from launcher.errors import (
     BadInput,
     BudgetUsedUp,
     LauncherError,
+    NodeFailed,
     RunDirError,
     Stopped,
     TrainingFailed,
@@ -26,7 +28,7 @@ from launcher.errors import (
 from launcher.launch import Launch, Nodes, check, launch
 from launcher.record import write_result
 from launcher.resume import is_completed, resumed
-from launcher.run_dir import RunDir, write_json
+from launcher.run_dir import RunDir, read_json, write_json
 from launcher.slurm_job import Attempt, SlurmFolder, Verdict
 from launcher.verdict import verdict
 
@@ -134,12 +136,15 @@ def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
     check(nodes)
     try:
         with _scratch(env.get("LAUNCHER_SCRATCH")):
+            if SlurmFolder.of(run).asked()["checks"]:
+                vet(run, nodes, env.get("SLURMD_NODENAME", socket.gethostname()))
             launch(Launch(run, run, nodes, resumed=told, managed=True))
     except Stopped:
         return 0
     except TrainingFailed as error:  # the job's own summary, of all nodes, comes at its end
-        first_line = error.message.partition("\n")[0]
-        print(f"node {nodes.node_rank}: {first_line}", file=sys.stderr)
+        if isinstance(error, NodeFailed):
+            told = {"error": error.message, "hint": error.hint}
+            write_json(run.node_error(nodes.node_rank), told)
         return error.exit_code
     return 0
 
@@ -156,7 +161,7 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
             folder.end("completed", 0, reach(run), [])
         return End(0, "")
     world, nodes = told["world_size"], told["nodes"]
-    error = verdict(run, range(world), range(nodes), code) or Stopped("stopped")
+    error = _node_error(run) or verdict(run, range(world), range(nodes), code) or Stopped("stopped")
     state = job_state(here.job)
     kind = judge(error, heard, state)
     known = {name for one in folder.attempts() for name in one.bad_nodes}
@@ -219,6 +224,13 @@ def job_state(job: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key in ("JobState", "Reason")}
 
 
+def _node_error(run: RunDir) -> NodeFailed | None:
+    """Return what was wrong with a node where no rank was the cause: the first that was told."""
+    files = sorted(run.logs.glob("node-*-error.json"), key=lambda path: path.stat().st_mtime)
+    told = read_json(files[0]) if files else None
+    return NodeFailed(told["error"], hint=told["hint"]) if told else None
+
+
 def _completed(run: RunDir, told: Mapping[str, Any]) -> bool:
     return is_completed(run, told["hyperparameters"]["epochs"])
 
@@ -250,7 +262,7 @@ def _wait_for_lock(run: RunDir) -> None:
 
 def _forget_last_end(run: RunDir) -> None:
     """Delete what tells how the last attempt ended: this one may die before it writes anything."""
-    for pattern in ("rank-*.json", "rank-*.mark", "node-*-exits.json"):
+    for pattern in ("rank-*.json", "rank-*.mark", "node-*-exits.json", "node-*-error.json"):
         for path in run.logs.glob(pattern):
             path.unlink(missing_ok=True)
     run.result.unlink(missing_ok=True)

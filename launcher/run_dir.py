@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ class RunDir:
         """What each process said, and how it ended."""
         return self.path / "logs"
 
+    @property
+    def snapshot(self) -> Path:
+        """The code as it was when the run was submitted (see `launcher.snapshot`)."""
+        return self.path / "snapshot"
+
+    @property
+    def snapshot_diff(self) -> Path:
+        """How that code differs from its git commit."""
+        return self.path / "snapshot.diff"
+
     def log(self, rank: int) -> Path:
         """What one rank said."""
         return self.logs / f"rank-{rank}.log"
@@ -76,6 +87,10 @@ class RunDir:
     def exits(self, node_rank: int) -> Path:
         """Exit codes of the processes whose failure ended one node, by global rank."""
         return self.logs / f"node-{node_rank}-exits.json"
+
+    def node_error(self, node_rank: int) -> Path:
+        """What was wrong with one node, where no rank was the cause."""
+        return self.logs / f"node-{node_rank}-error.json"
 
     def create(self, config: Mapping[str, Any], recipe_source: str) -> None:
         """Make the folder with its recipe and configuration.
@@ -110,11 +125,12 @@ class RunDir:
         """
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
-        own = [self.recipe, self.config, self.metrics, self.result, self.lock]
+        own = [self.recipe, self.config, self.metrics, self.result, self.lock, self.snapshot_diff]
         own += [*self.logs.glob("rank-*"), *self.logs.glob("node-*.*")]
         with suppress(OSError):  # a name of ours that is somebody's folder stays
             for file in own:
                 file.unlink(missing_ok=True)
+            shutil.rmtree(self.snapshot, ignore_errors=True)
         folders = [self.checkpoints, self.logs, self.path]
         folders += [self.path.parent] if self.path.parent.name == "runs" else []
         for folder in folders:

@@ -1,6 +1,6 @@
 """The first lines of every process that the launcher starts: bound to its parent before all else.
 
-    python -m launcher.start agent|worker ARGUMENTS
+    python -m launcher.start agent|worker|probe ARGUMENTS
 
 Importing torch takes seconds, in which the parent may be killed: nobody would tell this process.
 """

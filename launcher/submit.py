@@ -7,11 +7,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from launcher import slurm, slurm_profile, slurm_render
+from launcher import slurm, slurm_profile, slurm_render, snapshot
 from launcher.config import describe, new_run_path
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure, split_overrides
@@ -43,6 +43,7 @@ class Wishes:
     max_requeues: int = 100
     max_failures: int = 3
     snapshot: bool = True
+    checks: bool = True  # of the nodes, before each start
 
 
 class Point(NamedTuple):
@@ -214,7 +215,11 @@ def _config(plan: Plan, point: Point) -> dict[str, Any]:
 
 def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
     """Copy the code; returns the request with its place, and what config.json says of it."""
-    return plan.request, {}
+    if not plan.wishes.snapshot:
+        return plan.request, {}
+    taken = snapshot.take(RunDir(plan.request.run_dir), plan.file.path)
+    facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
+    return replace(plan.request, workdir=taken.workdir), facts
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
@@ -230,6 +235,7 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "array": plan.request.array,
         "restart": wishes.restart,
         "chain": wishes.chain,
+        "checks": wishes.checks,
         "max_requeues": wishes.max_requeues,
         "max_failures": wishes.max_failures,
         "exclude": exclude.value if exclude else None,

@@ -27,6 +27,7 @@ FLOOR = {
     "lock",
     "mark",
     "slurm_job",
+    "checks",
 }
 LAUNCHER_SIDE = [
     "start",
@@ -34,6 +35,9 @@ LAUNCHER_SIDE = [
     "verdict",
     "launch",
     "resume",
+    "snapshot",
+    "doctor",
+    "doctor_slurm",
     "lifecycle",
     "slurm_profile",
     "slurm_render",
@@ -42,6 +46,7 @@ LAUNCHER_SIDE = [
     "submit",
     "cli_recipes",
     "cli_run",
+    "cli_doctor",
     "cli_slurm",
     "cli",
 ]  # each may use those before it

@@ -1,0 +1,76 @@
+"""The command `launcher doctor`: check this machine, or the nodes of a SLURM job."""
+
+import json
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from launcher import doctor_slurm
+from launcher.checks import Check
+from launcher.doctor import examine
+from launcher.errors import BadInput
+from launcher.launch import Nodes, gpus
+from launcher.launch import check as check_nodes
+
+
+@click.command()
+@click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 2]")
+@click.option("--cpu", is_flag=True, help="Check the CPU although there are GPUs.")
+@click.option(
+    "--run-dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="Where run directories are to be: its disk is checked.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--slurm", is_flag=True, help="Check the nodes of a job that srun starts.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes, with --slurm.")
+@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="An option of srun's own.")
+def doctor(
+    nproc: int | None,
+    cpu: bool,
+    folder: Path,
+    as_json: bool,
+    slurm: bool,
+    nodes: int,
+    sbatch: tuple[str, ...],
+) -> None:
+    """Check that training works here: packages, disk, clock, GPUs, processes and their network.
+
+    Fails when fewer processes come up than asked. With --slurm it waits for a job.
+    """
+    folder = folder.absolute()
+    if slurm:
+        options = [f"--{word.removeprefix('--')}" for word in sbatch]
+        found = doctor_slurm.examine(nodes, nproc or 1, folder, options, cpu=cpu)
+    elif nodes > 1 or sbatch:
+        raise BadInput("--nodes and --sbatch are for --slurm")
+    else:
+        here = Nodes(nproc or (0 if cpu else gpus()) or 2, cpu=cpu)
+        check_nodes(here)
+        found = {socket.gethostname(): examine(here, folder)}
+    ok = all(check.ok for checks in found.values() for check in checks)
+    if as_json:
+        nodes_json = {node: [asdict(check) for check in checks] for node, checks in found.items()}
+        click.echo(json.dumps({"ok": ok, "nodes": nodes_json}))
+    else:
+        _show(found)
+    raise SystemExit(0 if ok else 1)
+
+
+def _show(found: Mapping[str, Sequence[Check]]) -> None:
+    """Print a line a check, by node; what to do below what failed."""
+    for node, checks in found.items():
+        click.secho(node, bold=True)
+        for check in checks:
+            word, colour = ("ok", "green") if check.ok else ("FAILED", "red")
+            click.echo(
+                f"  {click.style(f'{word:<6}', fg=colour)}  {check.name:<13}  {check.detail}"
+            )
+            if not check.ok:
+                click.echo(f"  {'':<6}  {click.style('hint:', fg='cyan'):<13}  {check.remedy}")

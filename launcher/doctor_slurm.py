@@ -1,0 +1,106 @@
+"""The doctor on the nodes of a SLURM job: srun starts this module once on each of them.
+
+Nodes report on standard output, a line of JSON at a time: what is wrong may be the shared folder.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from launcher.checks import Check, node_checks, wandb
+from launcher.doctor import process_checks, there
+from launcher.errors import BadInput
+from launcher.launch import Nodes
+from launcher.run_dir import read_json, write_json
+
+_PATIENCE_S = 60.0  # until a file of another node is seen
+_WAIT_S = 60  # what the other nodes get when one has ended
+
+
+def examine(
+    nnodes: int, nproc: int, folder: Path, options: Sequence[str], *, cpu: bool
+) -> dict[str, list[Check]]:
+    """Return all checks by node, from a job with these options of srun that this waits for.
+
+    Raises BadInput where srun cannot start it.
+    """
+    with there(folder), tempfile.TemporaryDirectory(prefix="doctor-", dir=folder) as place:
+        asked = json.dumps({"folder": place, "nproc": nproc, "cpu": cpu})
+        argv = ["srun", f"--nodes={nnodes}", "--ntasks-per-node=1", f"--wait={_WAIT_S}"]
+        argv += ["--job-name=launcher-doctor", *options]
+        argv += [sys.executable, "-m", "launcher.doctor_slurm", asked]
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise BadInput(
+                "there is no srun here", hint="log in to the cluster, or leave --slurm out"
+            ) from error
+    found = _collected(done.stdout)
+    said = done.stderr.strip()
+    if not found:
+        raise BadInput(f"no node answered: {said}", hint="`sinfo` lists partitions and nodes")
+    if len(found) < nnodes:
+        detail = f"{len(found)} of {nnodes} nodes answered: {said}"
+        found["the others"] = [Check("node", False, detail, "look at srun's words")]
+    return found
+
+
+def _collected(output: str) -> dict[str, list[Check]]:
+    """Return the checks by node, from lines of JSON among which others may be."""
+    found: dict[str, list[Check]] = {}
+    for line in output.splitlines():
+        if line.startswith('{"node": '):
+            told = json.loads(line)
+            found.setdefault(told["node"], []).extend(Check(**c) for c in told["checks"])
+    for checks in found.values():
+        if not any(check.name in ("processes", "shared folder") for check in checks):
+            words = "this node ended before its processes could answer"
+            checks.append(Check("processes", False, words, "see what other nodes say"))
+    return dict(sorted(found.items()))
+
+
+def on_node(folder: Path, nproc: int, *, cpu: bool, env: Mapping[str, str]) -> None:
+    """Check this node, and its processes together with those of the other nodes; print it."""
+    node, rank = env.get("SLURMD_NODENAME", socket.gethostname()), int(env["SLURM_NODEID"])
+    nnodes = int(env["SLURM_NNODES"])
+    _tell(node, [*node_checks(folder), wandb()])
+    try:
+        endpoint = _endpoint(folder, node) if rank == 0 else _other_endpoint(folder)
+    except TimeoutError as error:
+        remedy = "give --run-dir a folder on a file system that all nodes mount"
+        _tell(node, [Check("shared folder", False, str(error), remedy)])
+        return
+    _tell(node, process_checks(Nodes(nproc, nnodes, rank, endpoint, cpu), folder))
+
+
+def _endpoint(folder: Path, node: str) -> str:
+    """Choose where the nodes meet, for the others to read."""
+    endpoint = f"{node}:{20000 + secrets.randbelow(12000)}"
+    write_json(folder / "endpoint.json", {"endpoint": endpoint})
+    return endpoint
+
+
+def _other_endpoint(folder: Path) -> str:
+    deadline = time.monotonic() + _PATIENCE_S
+    while (told := read_json(folder / "endpoint.json")) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"`{folder}` is not what it is on the first node")
+        time.sleep(0.2)
+    return str(told["endpoint"])
+
+
+def _tell(node: str, checks: Sequence[Check]) -> None:
+    print(json.dumps({"node": node, "checks": [asdict(check) for check in checks]}), flush=True)
+
+
+if __name__ == "__main__":
+    told = json.loads(sys.argv[1])
+    on_node(Path(told["folder"]), told["nproc"], cpu=told["cpu"], env=os.environ)
