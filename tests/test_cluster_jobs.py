@@ -85,13 +85,11 @@ def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What two processes train when nobody disturbs them; pauses change no number."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    words = ["run", CURVE, *WORDS, "--nproc", 2, "--run-dir", "r"]
-    done = launcher(*words, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return Run(folder / "r")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run when nobody disturbs it; pauses change no number."""
+    job = two_nodes(cluster, tmp_path_factory.mktemp("undisturbed"), step_s=0)
+    assert job.wait() == "COMPLETED", job.said
+    return job
 
 
 def is_the_same_run(job: Submitted, undisturbed: Run) -> bool:
@@ -136,9 +134,9 @@ def test_a_job_that_slurm_warns_is_requeued_and_ends_as_if_nothing_had_been(
 
 
 def test_a_time_limit_is_lived_through(cluster: Cluster, tmp_path: Path, undisturbed: Run) -> None:
-    # SLURM warns up to a minute early: after 20 to 50 s of this minute.
-    job = two_nodes(cluster, tmp_path, "--time=1", "--sbatch", "signal=B:USR1@10", step_s=0.7)
-    assert job.wait(timeout_s=240) == "COMPLETED", job.said
+    # SLURM warns early: after 80 to 110 s of these two minutes.
+    job = two_nodes(cluster, tmp_path, "--time=2", "--sbatch", "signal=B:USR1@10", step_s=1.2)
+    assert job.wait(timeout_s=280) == "COMPLETED", job.said
     assert verdicts(job)[0] == "timeout"
     assert verdicts(job)[-1] == "completed"
     assert is_the_same_run(job, undisturbed)
@@ -274,7 +272,14 @@ def test_odd_names_survive_and_an_edit_comes_too_late_for_a_job_that_waits(
     folder.mkdir()
     recipe = folder / "my recipe.py"
     recipe.write_text((RECIPES / "trouble.py").read_text())
-    words = ["--sbatch", "hold", "--job-name", "a b' $(touch hacked) #ü", "what=warn"]
+    words = [
+        "--sbatch",
+        "hold",
+        "--job-name",
+        "a b' $(touch hacked) #ü",
+        "what=warn",
+        "batch_size=10",
+    ]
     job = submit(cluster, folder, recipe, *words)
     recipe.write_text("raise SystemExit('edited')")
     cluster.run("scontrol", "release", str(job.job))
