@@ -105,7 +105,7 @@ ODD = st.text(
 @given(value=ODD)
 @example(value="x' --uid=0 '")
 def test_no_value_changes_another_directive(value: str) -> None:
-    request = replace(ONE, sbatch=ONE.sbatch | {"job-name": value, "comment": value})
+    request = replace(ONE, sbatch={**ONE.sbatch, "job-name": value, "comment": value})
     request = replace(request, run_dir=Path("/shared") / value.replace("/", "_"))
     script = render(request).batch
     lines = script.split("\n")
@@ -145,7 +145,7 @@ def test_what_cannot_be_quoted_is_refused(text: str) -> None:
     with pytest.raises(BadInput):
         quoted(text)
     with pytest.raises(BadInput):
-        render(replace(ONE, sbatch=ONE.sbatch | {"comment": text}))
+        render(replace(ONE, sbatch={**ONE.sbatch, "comment": text}))
 
 
 def test_an_own_template_replaces_ours_and_what_it_lacks_is_named(tmp_path: Path) -> None:
