@@ -24,6 +24,14 @@ COMMANDS = {
         "cli_run",
         "List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity.",
     ),
+    "sync": (
+        "cli_tracking",
+        "Upload runs to W&B: those given, else all below ./runs that are not there yet.",
+    ),
+    "sweep": (
+        "cli_tracking",
+        "Start a W&B sweep from FILE, and run its trials on this machine.",
+    ),
     "recipes": ("cli_recipes", "List the bundled recipes, show one, or copy one to edit."),
 }
 

@@ -26,15 +26,19 @@ FLOOR = {
     "checkpoint_files",
     "lock",
     "mark",
+    "wandb_run",
 }
 LAUNCHER_SIDE = [
     "start",
     "supervise",
     "verdict",
+    "mirror",
     "launch",
     "resume",
+    "uploads",
     "cli_recipes",
     "cli_run",
+    "cli_tracking",
     "cli",
 ]  # each may use those before it
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
