@@ -73,7 +73,6 @@ class Session:
             tags=names["tags"] or None,
             notes=names["notes"],
             dir=os.environ.get("WANDB_DIR") or str(run.path),
-            config=config_of(self._told),
             settings=wandb.Settings(
                 console="off",  # all output would be copied and uploaded
                 init_timeout=_PATIENT_INIT_S if patient else _INIT_S,
@@ -85,6 +84,8 @@ class Session:
                 x_stats_track_process_tree=True,
             ),
         )
+        # Not at init, where a page that is there would keep its own: the world may have changed.
+        self._client.config.update(config_of(self._told), allow_val_change=True)
         self._client.define_metric("trainer/step")
         self._client.define_metric("*", step_metric="trainer/step")
         self._client.save(glob.escape(str(run.recipe)), base_path=str(run.path), policy="now")

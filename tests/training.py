@@ -96,12 +96,14 @@ def many_runs(folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]])
 
 
 @contextmanager
-def started(*words: object, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    *words: object, cwd: Path, env: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
     """`launcher …` in the background; killed at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "launcher", *map(str, words)],
         cwd=cwd,
-        env=clean_environment(),
+        env=clean_environment() | dict(env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

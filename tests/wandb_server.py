@@ -87,7 +87,8 @@ class Run:
             if sent.get(key) is not None:
                 setattr(self, renamed.get(key, key), sent[key])
         self.raw_config = json.loads(sent.get("config") or "{}") or self.raw_config
-        self.finished, self.exit_code, self.preempting = False, None, False
+        if self.finished:  # and goes on now; a change of config comes in mid-run, too
+            self.finished, self.exit_code, self.preempting = False, None, False
 
     def bucket(self) -> Json:
         """The run as GraphQL tells of it."""
