@@ -32,6 +32,11 @@ COMMANDS = {
         "cli_tracking",
         "Start a W&B sweep from FILE, and run its trials on this machine.",
     ),
+    "runs": (
+        "cli_runs",
+        "List the runs in FOLDER: state, step, metrics, age, and what they differ in.",
+    ),
+    "report": ("cli_runs", "Write one HTML page that shows RUN_DIR, or compares several."),
     "recipes": ("cli_recipes", "List the bundled recipes, show one, or copy one to edit."),
 }
 

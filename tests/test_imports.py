@@ -27,6 +27,7 @@ FLOOR = {
     "lock",
     "mark",
     "wandb_run",
+    "runs",
 }
 LAUNCHER_SIDE = [
     "start",
@@ -36,13 +37,15 @@ LAUNCHER_SIDE = [
     "launch",
     "resume",
     "uploads",
+    "report",
     "cli_recipes",
     "cli_run",
+    "cli_runs",
     "cli_tracking",
     "cli",
 ]  # each may use those before it
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
-HEAVY = {*WALL, "numpy", "rich", "jinja2"}
+HEAVY = {*WALL, "numpy", "rich", "jinja2", "plotly"}
 
 
 def loaded_by(program: str) -> set[str]:
@@ -68,6 +71,8 @@ def test_a_module_of_the_launcher_side_stays_on_its_side_of_the_wall(module: str
         ["--help"],
         ["run", "--help"],
         ["debug", "--help"],
+        ["runs", "--help"],
+        ["report", "--help"],
         ["recipes"],
         ["recipes", "show", "digits"],
         ["recipes", "show", "fashion_mnist"],
