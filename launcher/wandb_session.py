@@ -85,7 +85,8 @@ class Session:
             ),
         )
         # Not at init, where a page that is there would keep its own: the world may have changed.
-        self._client.config.update(config_of(self._told), allow_val_change=True)
+        page: Any = self._client.config  # which has no types
+        page.update(config_of(self._told), allow_val_change=True)
         self._client.define_metric("trainer/step")
         self._client.define_metric("*", step_metric="trainer/step")
         self._client.save(glob.escape(str(run.recipe)), base_path=str(run.path), policy="now")
