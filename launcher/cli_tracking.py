@@ -9,6 +9,7 @@ import click
 from launcher.errors import BadInput
 from launcher.resume import check_is_run
 from launcher.run_dir import RunDir
+from launcher.runs import find_runs
 from launcher.uploads import check_credentials, is_uploaded, run_agent, start_sweep
 from launcher.uploads import sync as upload
 
@@ -33,7 +34,7 @@ def sync(ctx: click.Context, run_dirs: tuple[Path, ...], as_json: bool) -> None:
     for folder in folders:
         check_is_run(folder)
     if not folders:
-        found = sorted(path.parent.absolute() for path in Path("runs").rglob("config.json"))
+        found = sorted(path.absolute() for path in find_runs(Path("runs")))
         folders = [run for run in map(RunDir, found) if not is_uploaded(run)]
     answers = []
     for folder in folders:
