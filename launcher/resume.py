@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher import checkpoint_files
+from launcher import checkpoint_files, wandb_run
 from launcher.checkpoint_files import Checkpoint
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure
@@ -41,7 +41,7 @@ def resumed(
 
     Raises BadInput where a hyperparameter other than `epochs` would change, with the difference.
     """
-    told = run.read_config()
+    told = {"tracking": wandb_run.tracking(run.path.name, "disabled")} | run.read_config()
     recipe_type = outline(recipe_of(run))
     before = told["hyperparameters"]
     after = configure(recipe_type, str(run.recipe), before | overrides).hyperparameters()
