@@ -38,9 +38,15 @@ LAUNCHER_SIDE = [
     "snapshot",
     "doctor",
     "doctor_slurm",
+    "runs",
+    "slurm_profile",
+    "slurm",
+    "slurm_status",
+    "slurm_control",
     "cli_recipes",
     "cli_run",
     "cli_doctor",
+    "cli_jobs",
     "cli",
 ]  # each may use those before it
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
