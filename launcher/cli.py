@@ -24,6 +24,7 @@ COMMANDS = {
         "cli_run",
         "List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity.",
     ),
+    "submit": ("cli_slurm", "Train RECIPE on a SLURM cluster, through preemption and time limits."),
     "status": (
         "cli_jobs",
         "Show how submitted runs are: those below ./runs, or the given ones.",
@@ -43,6 +44,8 @@ COMMANDS = {
     ),
     "recipes": ("cli_recipes", "List the bundled recipes, show one, or copy one to edit."),
 }
+# What the launcher itself calls, in job scripts.
+HIDDEN = {"job": "cli_slurm"}
 
 
 class _Commands(click.Group):
@@ -52,9 +55,9 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
-        if name not in COMMANDS:
+        module = COMMANDS[name][0] if name in COMMANDS else HIDDEN.get(name)
+        if module is None:
             return None
-        module, _ = COMMANDS[name]
         command: click.Command = getattr(import_module(f"launcher.{module}"), name)
         return command
 

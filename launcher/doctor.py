@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checks import CLOCKS_S, Check, node_checks, wandb
-from launcher.errors import BadInput, TrainingFailed
+from launcher.errors import BadInput, NodeFailed
 from launcher.launch import Nodes, command, environment, gpus
 from launcher.processes import kill_tree
 from launcher.run_dir import RunDir, read_json
@@ -154,7 +154,7 @@ def examine(nodes: Nodes, folder: Path) -> list[Check]:
 def vet(run: RunDir, nodes: Nodes, node: str) -> None:
     """Check a node of a job before it trains; each node calls it.
 
-    Raises TrainingFailed where something is wrong; what is this node's own fault is noted in the
+    Raises NodeFailed where something is wrong; what is this node's own fault is noted in the
     run directory, and the job's next start leaves the node out.
     """
     failed = [check for check in node_checks(run.path) if not check.ok]
@@ -164,7 +164,7 @@ def vet(run: RunDir, nodes: Nodes, node: str) -> None:
     reason = "; ".join(f"{check.name}: {check.detail}" for check in failed)
     if any(check.blames for check in failed):
         SlurmFolder.of(run).add_bad_node(node, reason)
-    raise TrainingFailed(f"node {node} failed its checks: {reason}", hint=failed[0].remedy)
+    raise NodeFailed(f"node {node} failed its checks: {reason}", hint=failed[0].remedy)
 
 
 @contextmanager

@@ -7,7 +7,9 @@ LauncherError            1
 │   └── RunDirError      2   a run directory that is taken or cannot be written
 ├── TrainingFailed       1   a process of the run failed
 │   ├── NonFiniteLoss    1   the loss became NaN or infinite
+│   ├── NodeFailed        1   one machine, and no rank of it: it hangs or failed its checks
 │   └── PeerFailed       1   another rank failed; this one only noticed
+├── BudgetUsedUp         76  a cluster job started again too often, or without getting on
 └── Stopped              75  stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h)
     └── Interrupted      130 ended at once, on a second request
 """
@@ -55,8 +57,18 @@ class NonFiniteLoss(TrainingFailed):
     """The loss became NaN or infinite."""
 
 
+class NodeFailed(TrainingFailed):
+    """A machine is the cause, and no rank of it: it hangs or failed its checks."""
+
+
 class PeerFailed(TrainingFailed):
     """Another rank failed and this one had to stop; never the first cause."""
+
+
+class BudgetUsedUp(LauncherError):
+    """A cluster job started again too often, or without getting on."""
+
+    exit_code = 76
 
 
 class Stopped(LauncherError):

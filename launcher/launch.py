@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import lock, mark
-from launcher.errors import BadInput, Interrupted, LauncherError, TrainingFailed
+from launcher.errors import BadInput, Interrupted, LauncherError, NodeFailed, TrainingFailed
 from launcher.processes import PARENT
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_json
@@ -111,11 +111,12 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of this machine's processes.
 
     The rendezvous id is fresh: two runs with the same id on the same port join into one world.
-    Machines that meet at an endpoint must share it, and take the endpoint.
+    Machines that meet at an endpoint must share it: what the environment says, else the endpoint.
     """
+    fresh = secrets.token_hex(8) if nodes.nnodes == 1 else str(nodes.endpoint)
     added = {
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(_threads(nodes))),
-        "PET_RDZV_ID": secrets.token_hex(8) if nodes.nnodes == 1 else str(nodes.endpoint),
+        "PET_RDZV_ID": base.get("PET_RDZV_ID", fresh),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
     }
@@ -140,6 +141,7 @@ class Launch:
     extra: Sequence[str] = ()  # for `accelerate launch`
     max_restarts: int = 0
     resumed: Mapping[str, Any] | None = None  # what a run that exists goes on with
+    managed: bool = False  # by a SLURM job, which judges and notes how all machines ended
 
     @property
     def ranks(self) -> range:
@@ -157,10 +159,10 @@ def launch(job: Launch) -> None:
     started = time.time()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         told = job.resumed or job.spec.read_config()
-        if job.resumed:
+        if job.resumed and not job.managed:
             write_json(job.run.config, job.resumed)
             job.run.result.unlink(missing_ok=True)  # how the last session ended
-        supervisor, farthest = Supervisor(), -1
+        supervisor, farthest = Supervisor(patient=job.managed), -1
         for restarts_left in range(job.max_restarts, -1, -1):
             error = _attempt(job, told, supervisor)
             if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
@@ -175,7 +177,7 @@ def launch(job: Launch) -> None:
             return
         if isinstance(error, BadInput) and not job.resumed:
             job.spec.remove()  # where nothing was trained, nothing is left
-        if job.run.config.exists():
+        if job.run.config.exists() and not job.managed:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
     raise error
 
@@ -196,8 +198,10 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
         return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
     if supervisor.hang:
         hint = f"the stacks of all ranks are in {os.path.relpath(run.logs)}"
-        return TrainingFailed(supervisor.hang, hint=hint)
-    return verdict(run, nodes.world_size, nodes.node_rank, code)
+        return NodeFailed(supervisor.hang, hint=hint)
+    # With a thousand machines, nobody but the job itself should read everybody's records.
+    ranks = job.ranks if job.managed else range(nodes.world_size)
+    return verdict(run, ranks, [nodes.node_rank], code)
 
 
 def _steps_done(job: Launch) -> int:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TextIO
@@ -69,9 +69,9 @@ class Record:
             write_json(run.record(self.rank), asdict(self))
 
     @classmethod
-    def read_all(cls, run: RunDir, world_size: int) -> "list[Record]":
-        """Return the records of all ranks that wrote one, by rank."""
-        found = (read_json(run.record(rank)) for rank in range(world_size))
+    def read_all(cls, run: RunDir, ranks: Iterable[int]) -> "list[Record]":
+        """Return the records of those ranks that wrote one, by rank."""
+        found = (read_json(run.record(rank)) for rank in ranks)
         return [cls(**record) for record in found if record]
 
 

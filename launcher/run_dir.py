@@ -88,6 +88,10 @@ class RunDir:
         """Exit codes of the processes whose failure ended one node, by global rank."""
         return self.logs / f"node-{node_rank}-exits.json"
 
+    def node_error(self, node_rank: int) -> Path:
+        """What was wrong with one node, where no rank was the cause."""
+        return self.logs / f"node-{node_rank}-error.json"
+
     def create(self, config: Mapping[str, Any], recipe_source: str) -> None:
         """Make the folder with its recipe and configuration.
 

@@ -51,10 +51,11 @@ class Supervisor:
     """Runs one command to its end and passes stop requests on to its workers.
 
     The first Ctrl-C, SIGTERM or SIGUSR1 asks the workers to stop after the step; a second Ctrl-C
-    or SIGTERM ends everything at once.
+    or SIGTERM ends everything at once, unless it is patient: SLURM says everything twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
+        self._patient = patient
         self.requests = 0  # to stop, by any signal
         self._urgent = 0  # by those of a terminal or a shell; SLURM sends SIGUSR1 before SIGTERM
         self.forced = False
@@ -112,7 +113,7 @@ class Supervisor:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if number != signal.SIGUSR1:
-            self.forced = self._urgent > 0
+            self.forced = self._urgent > 0 and not self._patient
             self._urgent += 1
         if not self.requests:
             print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
@@ -10,20 +10,24 @@ from launcher.record import Record
 from launcher.run_dir import RunDir, read_json
 
 
-def verdict(run: RunDir, world_size: int, node_rank: int, exit_code: int) -> LauncherError | None:
-    """Return what went wrong in a run that has ended, None when it completed."""
-    records = Record.read_all(run, world_size)
+def verdict(
+    run: RunDir, ranks: Sequence[int], node_ranks: Sequence[int], exit_code: int
+) -> LauncherError | None:
+    """Return what went wrong with some ranks of a run, of some machines; None if they completed."""
+    records = Record.read_all(run, ranks)
     result = read_json(run.result) or {}
     all_completed = bool(records) and all(record.state == "completed" for record in records)
     # The result is rank 0's, and other machines may not share its disk.
-    written_here = node_rank == 0
+    written_here = 0 in node_ranks
     if exit_code == 0 and all_completed and (result or not written_here):
         return None
     if any(record.users_mistake for record in records):
         mistaken = next(record for record in records if record.users_mistake)
         return BadInput(mistaken.error, hint=mistaken.hint)
-    exits = read_json(run.exits(node_rank)) or {}
-    if world_size == 1:
+    exits: dict[str, int] = {}
+    for node_rank in node_ranks:
+        exits |= read_json(run.exits(node_rank)) or {}
+    if list(ranks) == [0]:
         exits.setdefault("0", exit_code)
     failed = first_failure(records, run, exits)
     if failed is None and any(record.state == "stopped" for record in records):
@@ -31,7 +35,7 @@ def verdict(run: RunDir, world_size: int, node_rank: int, exit_code: int) -> Lau
         return Stopped(stopped.error, hint=f"launcher resume {os.path.relpath(run.path)}")
     return failed or TrainingFailed(
         f"the run ended with exit code {exit_code} before any process could say why",
-        hint=_tail(run.agent(node_rank)),
+        hint=next(filter(None, (_tail(run.agent(node_rank)) for node_rank in node_ranks)), None),
     )
 
 

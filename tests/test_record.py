@@ -112,13 +112,13 @@ def test_records_are_the_same_when_read_again(run: RunDir) -> None:
     records[1].end("failed", LauncherError("it broke", hint="mend it"))
     for record in records:
         record.write(run)
-    assert Record.read_all(run, 3) == records
-    assert Record.read_all(run, 1) == records[:1]
+    assert Record.read_all(run, range(3)) == records
+    assert Record.read_all(run, range(1)) == records[:1]
 
 
 def test_a_record_that_cannot_be_read_is_left_out(run: RunDir) -> None:
     run.record(0).write_text('{"rank": ')
-    assert Record.read_all(run, 2) == []
+    assert Record.read_all(run, range(2)) == []
 
 
 def test_a_record_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:

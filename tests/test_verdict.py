@@ -78,7 +78,7 @@ def test_a_run_that_completed_has_nothing_to_say(run: RunDir) -> None:
     for one in done:
         one.end("completed")
     state(run, *done, result={"state": "completed"})
-    assert verdict(run, 2, 0, 0) is None
+    assert verdict(run, range(2), [0], 0) is None
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_the_verdict_has_the_exit_code_of_what_happened(
     records: list[Record], kind: type[LauncherError], exit_code: int, run: RunDir
 ) -> None:
     state(run, *records)
-    error = verdict(run, 2, 0, 1)
+    error = verdict(run, range(2), [0], 1)
     assert isinstance(error, kind)
     assert error.exit_code == exit_code
 
 
 def test_the_only_process_is_known_by_the_commands_own_exit_code(run: RunDir) -> None:
     state(run, record(0))
-    error = verdict(run, 1, 0, -9)
+    error = verdict(run, range(1), [0], -9)
     assert error
     assert "killed by SIGKILL" in error.message
 
 
 def test_an_end_without_any_record_shows_the_agents_words(run: RunDir) -> None:
     run.agent(0).write_text("no such module\n")
-    error = verdict(run, 2, 0, 1)
+    error = verdict(run, range(2), [0], 1)
     assert error
     assert "exit code 1" in error.message
     assert error.hint == "no such module"

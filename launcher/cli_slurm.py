@@ -1,0 +1,181 @@
+"""The commands that put a run on a cluster: submit, and those that job scripts call."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher import lifecycle, slurm
+from launcher.errors import BadInput
+from launcher.launch import Nodes
+from launcher.run_dir import RunDir
+from launcher.slurm_job import Job, SlurmFolder
+from launcher.slurm_profile import sbatch_options
+
+# Options of sbatch that have a name of their own here; all others go through --sbatch.
+_SBATCH = {
+    "nodes": "How many nodes.",
+    "gpus-per-node": "GPUs of each node, and processes on it.",
+    "time": "Time limit, for each start: minutes or H:MM:SS.",
+    "partition": "Where to queue.",
+    "account": "Who pays.",
+    "qos": "Quality of service.",
+    "constraint": "Features that nodes must have.",
+    "mem": "Memory of each node.",
+    "cpus-per-task": "Cores of each node. [default without GPUs: one for each process]",
+    "exclude": "Nodes not to use.",
+    "nice": "Wait behind others.",
+    "mail-user": "Whom SLURM writes to.",
+    "job-name": "[default: the recipe's name]",
+}
+
+
+def _sbatch_options(command: Callable[..., None]) -> Callable[..., None]:
+    for name, meaning in reversed(_SBATCH.items()):
+        command = click.option(f"--{name}", metavar="VALUE", help=meaning)(command)
+    return command
+
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@_sbatch_options
+@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch.")
+@click.option("--nproc", type=click.IntRange(1), help="Processes a node. [default: one per GPU]")
+@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="One run for each combination.")
+@click.option("--max-parallel", type=click.IntRange(1), help="Runs of a grid at the same time.")
+@click.option("--profile", default="default", help="Site profile: a name or a TOML file.")
+@click.option(
+    "--template",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder with job.sbatch.j2 or node.sh.j2. [default: slurm/ beside the recipe]",
+)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/RECIPE-TIME-ID]")
+@click.option("--max-requeues", type=click.IntRange(0), default=100, show_default=True,
+              help="Starts after time limits, and as many after lost nodes.")  # fmt: skip
+@click.option("--max-failures", type=click.IntRange(0), default=3, show_default=True,
+              help="Starts after failures.")  # fmt: skip
+@click.option("--no-requeue", is_flag=True, help="End for good at the first end.")
+@click.option("--chain", type=click.IntRange(2), metavar="N",
+              help="N dependent jobs, where a site forbids to requeue.")  # fmt: skip
+@click.option("--no-snapshot", is_flag=True, help="Run the code as it is when the job starts.")
+@click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
+@click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
+@click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
+@click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
+    """Train RECIPE on a SLURM cluster, through preemption and time limits.
+
+    The options come from the command line, else from the site profile. `--grid` makes an array of
+    runs, one for each combination of values.
+    """
+    from launcher import submit as submission  # noqa: PLC0415  # brings Jinja, which is not light
+
+    if options["no_requeue"] and options["chain"]:
+        raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
+    named = {name: options[name.replace("-", "_")] for name in _SBATCH}
+    wishes = submission.Wishes(
+        recipe,
+        words,
+        {name: value for name, value in named.items() if value is not None}
+        | sbatch_options(options["sbatch"]),
+        grid=options["grid"],
+        max_parallel=options["max_parallel"],
+        nproc=options["nproc"],
+        run_dir=options["run_dir"],
+        profile=options["profile"],
+        template=options["template"],
+        restart="chain" if options["chain"] else "never" if options["no_requeue"] else "requeue",
+        chain=options["chain"] or 0,
+        max_requeues=options["max_requeues"],
+        max_failures=options["max_failures"],
+        snapshot=not options["no_snapshot"],
+        checks=not options["no_checks"],
+    )
+    plan = submission.plan(wishes)
+    for warning in plan.warnings:
+        click.secho(f"warning: {warning}", fg="yellow", err=True)
+    if options["dry_run"]:
+        submission.check(plan, queue=False)
+        click.echo(json.dumps(submission.as_json(plan)) if options["as_json"]
+                   else submission.shown(plan))  # fmt: skip
+        return
+    submission.check(plan, queue=not options["local"])
+    folder = submission.make(plan)
+    if options["local"]:
+        from launcher import slurm_local  # noqa: PLC0415  # for this option only
+
+        sys.exit(slurm_local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0))
+    jobs = submission.submit(plan, folder)
+    _say(jobs, plan.request.run_dir, as_json=options["as_json"])
+    if options["follow"] and not plan.wishes.grid:
+        _follow(folder, jobs)
+
+
+def _say(jobs: list[Job], run_dir: Path, *, as_json: bool) -> None:
+    shown = os.path.relpath(run_dir)
+    if as_json:
+        click.echo(json.dumps({"jobs": [job.id for job in jobs], "run_dir": str(run_dir)}))
+        return
+    click.echo(f"job {', '.join(job.id for job in jobs)}: {shown}")
+    click.echo(f"follow it with: launcher logs {shown} --follow")
+
+
+def _follow(folder: SlurmFolder, jobs: list[Job]) -> None:
+    for job in jobs:
+        state = slurm.follow(folder.output(job.name), job.name)
+        click.echo(f"job {job.name}: {state}", err=True)
+    if state != "COMPLETED":
+        sys.exit(1)
+
+
+@click.group()
+def job() -> None:
+    """What job scripts call: begin, node, end."""
+
+
+@job.command()
+@_RUN_DIR
+def begin(run_dir: Path) -> None:
+    """Count a start of the job; fails where it was started too often."""
+    click.echo(lifecycle.begin(RunDir(run_dir.absolute()), lifecycle.Here.read(os.environ)))
+
+
+@job.command()
+@_RUN_DIR
+@click.option("--nproc", type=click.IntRange(1), required=True)
+@click.option("--nnodes", type=click.IntRange(1), required=True)
+@click.option("--node-rank", type=int, required=True)
+@click.option("--rdzv-endpoint", required=True)
+def node(run_dir: Path, nproc: int, nnodes: int, node_rank: int, rdzv_endpoint: str) -> None:
+    """Run one node's processes to their end."""
+    run = RunDir(run_dir.absolute())
+    cpu = bool(run.read_config()["cpu"])
+    nodes = Nodes(nproc, nnodes, node_rank, rdzv_endpoint, cpu)
+    sys.exit(lifecycle.node(run, nodes, os.environ))
+
+
+@job.command()
+@_RUN_DIR
+@click.option("--code", type=int, required=True, help="The exit code of srun.")
+@click.option("--heard", default="", help="The last signal that the batch script got.")
+def end(run_dir: Path, code: int, heard: str) -> None:
+    """Say how it went and how the job goes on: by exit code 0, 75 to requeue, else a failure.
+
+    Prints the nodes that the next start must not get.
+    """
+    here = lifecycle.Here.read(os.environ)
+    ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
+    if ended.message:
+        click.echo(ended.message, err=True)
+    if ended.exclude:
+        click.echo(ended.exclude)
+    sys.exit(ended.code)

@@ -1,0 +1,283 @@
+"""The life of a SLURM job: count its starts, start a node's processes, decide how it goes on.
+
+The batch script asks `begin` before and `end` after; each node runs `node`. What they know is in
+the run directory, so that a job which was killed unheard is understood at its next start.
+"""
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher import checkpoint_files, lock, mark
+from launcher.doctor import vet
+from launcher.errors import (
+    BadInput,
+    BudgetUsedUp,
+    LauncherError,
+    NodeFailed,
+    RunDirError,
+    Stopped,
+    TrainingFailed,
+)
+from launcher.launch import Launch, Nodes, check, launch
+from launcher.record import write_result
+from launcher.resume import is_completed, resumed
+from launcher.run_dir import RunDir, read_json, write_json
+from launcher.slurm_job import Attempt, SlurmFolder, Verdict
+from launcher.verdict import verdict
+
+TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
+_LOCK_PATIENCE_S = lock.STALE_AFTER_S + 15
+
+
+@dataclass(frozen=True)
+class Here:
+    """Which job this is, as SLURM's variables tell."""
+
+    job: str  # 12, or 12_3 for a task of an array
+    restart: int
+    nodes: str  # n[1-2]
+
+    @classmethod
+    def read(cls, env: Mapping[str, str]) -> "Here":
+        """Read the environment; raises BadInput outside of a job."""
+        if "SLURM_JOB_ID" not in env:
+            raise BadInput("this is a command of job scripts, and here is no SLURM job")
+        task = env.get("SLURM_ARRAY_TASK_ID")
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{task}" if task else env["SLURM_JOB_ID"]
+        restart = int(env.get("SLURM_RESTART_COUNT") or 0)
+        return cls(job, restart, env.get("SLURM_JOB_NODELIST", ""))
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How often a job may start again, by reason, and whether anything starts it again at all."""
+
+    max_requeues: int  # after time limits; and as often after nodes were taken away
+    max_failures: int
+    restart: bool  # by requeueing, or by the next job of a chain
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> "Budgets":
+        """Return what was asked for."""
+        return cls(asked["max_requeues"], asked["max_failures"], asked["restart"] != "never")
+
+    def used_up(self, attempts: Sequence[Attempt]) -> str | None:
+        """Return why the job may not start again after these attempts, None where it may."""
+        last = attempts[-1]
+        count = sum(one.verdict == last.verdict for one in attempts)
+        if last.verdict == "failed" and count > self.max_failures:
+            return f"failed {count} times; --max-failures allows {self.max_failures}"
+        if last.verdict in ("timeout", "interrupted") and count > self.max_requeues:
+            words = {"timeout": "came to its time limit", "interrupted": "lost its nodes"}
+            what = words[last.verdict]
+            return f"{what} {count} times; --max-requeues allows {self.max_requeues}"
+        before = [one.step for one in attempts[:-1]]
+        got_on = not before or last.step > max(before) or last.bad_nodes
+        if last.verdict in ("timeout", "failed") and not got_on:
+            return f"the last start made no progress: it ended in step {last.step} as one before it"
+        return None
+
+
+@dataclass(frozen=True)
+class End:
+    """What the batch script is to do: exit 0, requeue (75), or fail; and what it says."""
+
+    code: int
+    message: str
+    exclude: str = ""  # nodes that the next start must not get
+
+
+def begin(run: RunDir, here: Here) -> str:
+    """Count a start of the job; returns what to say of it.
+
+    Raises BudgetUsedUp where it was started too often, RunDirError where another job still writes
+    to the run directory.
+    """
+    folder, told = SlurmFolder.of(run), run.read_config()
+    asked = folder.asked()
+    if not asked:
+        raise RunDirError(f"`{run.path}` was not made by `launcher submit`")
+    if _completed(run, told):
+        return f"{run.path} is completed: there is nothing left to do"
+    attempts = _attempts(folder, asked)
+    if attempts and attempts[-1].verdict is None:
+        # Killed before it could say how it ended: SLURM took its nodes, or one of them was lost.
+        folder.end("interrupted", TAKEN, reach(run), [])
+        attempts = _attempts(folder, asked)
+    if attempts:
+        _refuse_to_go_on(attempts, Budgets.of(asked))
+    _wait_for_lock(run)
+    if attempts:
+        nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
+        told = resumed(run, {}, nodes, allow_changes=False)
+        write_json(run.config, told)
+    _forget_last_end(run)
+    folder.start(here.job, here.restart, here.nodes)
+    saved = checkpoint_files.all_of(run.checkpoints)
+    onward = f"goes on after step {saved[-1].step}" if saved else "starts"
+    return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1})"
+
+
+def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
+    """Run one node's processes to their end; returns the exit code of its task.
+
+    A stop on request is 0 here: srun would kill the other nodes in the middle of their saving.
+    """
+    told = run.read_config()
+    if _completed(run, told):
+        return 0
+    check(nodes)
+    try:
+        with _scratch(env.get("LAUNCHER_SCRATCH")):
+            if SlurmFolder.of(run).asked()["checks"]:
+                vet(run, nodes, env.get("SLURMD_NODENAME", socket.gethostname()))
+            launch(Launch(run, run, nodes, resumed=told, managed=True))
+    except Stopped:
+        return 0
+    except TrainingFailed as error:  # the job's own summary, of all nodes, comes at its end
+        if isinstance(error, NodeFailed):
+            told = {"error": error.message, "hint": error.hint}
+            write_json(run.node_error(nodes.node_rank), told)
+        return error.exit_code
+    return 0
+
+
+def end(run: RunDir, here: Here, code: int, heard: str) -> End:
+    """Judge an attempt from what it left in the run directory, and decide how the job goes on.
+
+    `code` is srun's exit code, `heard` the signal that the batch script got, if any.
+    """
+    folder, told = SlurmFolder.of(run), run.read_config()
+    asked = folder.asked()
+    if _completed(run, told):
+        if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
+            folder.end("completed", 0, reach(run), [])
+        return End(0, "")
+    world, nodes = told["world_size"], told["nodes"]
+    error = _node_error(run) or verdict(run, range(world), range(nodes), code) or Stopped("stopped")
+    state = job_state(here.job)
+    kind = judge(error, heard, state)
+    known = {name for one in folder.attempts() for name in one.bad_nodes}
+    new_bad = sorted(folder.bad_nodes().keys() - known)
+    before = _attempts(folder, asked)
+    last = Attempt(here.job, here.restart, here.nodes, 0, kind, code, reach(run), None, new_bad)
+    told_end = answer(error, [*before[:-1], last], Budgets.of(asked), state)
+    folder.end(kind, told_end.code, last.step, new_bad)
+    seconds = time.time() - (before[0].started if before else time.time())
+    write_result(run, world, error, seconds)
+    if not (bad := folder.bad_nodes()):
+        return told_end
+    return replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
+
+
+def judge(error: LauncherError, heard: str, state: Mapping[str, str]) -> Verdict:
+    """Return what kind of end it was; `state` is what SLURM says of the job now."""
+    if state.get("Reason") == "TimeLimit":
+        return "timeout"
+    if state.get("JobState", "RUNNING") != "RUNNING":
+        return "interrupted"  # whatever the processes said while they were being killed
+    if isinstance(error, Stopped):
+        return "interrupted" if heard == "TERM" else "timeout"
+    return "mistake" if isinstance(error, BadInput) else "failed"
+
+
+def answer(
+    error: LauncherError, attempts: Sequence[Attempt], budgets: Budgets, state: Mapping[str, str]
+) -> End:
+    """Return what the batch script is to do after the last of these attempts."""
+    last = attempts[-1]
+    said = "" if isinstance(error, Stopped) else f"error: {error}\n"
+    if last.verdict == "interrupted" and state.get("JobState", "RUNNING") != "RUNNING":
+        return End(TAKEN, f"{said}SLURM has taken the nodes, after step {last.step}")
+    if last.verdict == "mistake" or not budgets.restart:
+        return End(error.exit_code, said)
+    if why := budgets.used_up(attempts):
+        # A job that never started again fails with the code of what went wrong.
+        first = len(attempts) == 1 and not isinstance(error, Stopped)
+        used_up = error.exit_code if first else BudgetUsedUp.exit_code
+        return End(used_up, f"{said}given up: {why}")
+    return End(75, f"{said}{last.verdict} after step {last.step}: to be continued")
+
+
+def reach(run: RunDir) -> int:
+    """Return how many optimizer steps a run has come to, saved or not."""
+    found = mark.read(run.mark(0))
+    saved = [checkpoint.step for checkpoint in checkpoint_files.all_of(run.checkpoints)]
+    return max([found.steps if found else 0, *saved])
+
+
+def job_state(job: str) -> dict[str, str]:
+    """Return JobState and Reason of a job from scontrol, {} where it cannot be asked."""
+    line = ["scontrol", "show", "job", "-o", job]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    pairs = [word.partition("=") for word in done.stdout.split()]
+    return {key: value for key, _, value in pairs if key in ("JobState", "Reason")}
+
+
+def _node_error(run: RunDir) -> NodeFailed | None:
+    """Return what was wrong with a node where no rank was the cause: the first that was told."""
+    files = sorted(run.logs.glob("node-*-error.json"), key=lambda path: path.stat().st_mtime)
+    told = read_json(files[0]) if files else None
+    return NodeFailed(told["error"], hint=told["hint"]) if told else None
+
+
+def _completed(run: RunDir, told: Mapping[str, Any]) -> bool:
+    return is_completed(run, told["hyperparameters"]["epochs"])
+
+
+def _attempts(folder: SlurmFolder, asked: Mapping[str, Any]) -> list[Attempt]:
+    """Return the attempts of the last submission: a new one has new budgets."""
+    return [one for one in folder.attempts() if one.started >= asked["submitted"]]
+
+
+def _refuse_to_go_on(attempts: Sequence[Attempt], budgets: Budgets) -> None:
+    """Raise BudgetUsedUp where the attempts so far leave no other: for the next job of a chain."""
+    last = attempts[-1]
+    if last.verdict == "mistake":
+        raise BudgetUsedUp("the start before this one failed in a way that no restart mends")
+    if why := budgets.used_up(attempts):
+        hint = "`launcher resubmit RUN_DIR` goes on from the last checkpoint"
+        raise BudgetUsedUp(f"given up: {why}", hint=hint)
+
+
+def _wait_for_lock(run: RunDir) -> None:
+    """Wait for a writer on a lost node to be counted as dead; raises RunDirError if it lives."""
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while living := lock.holder(run.lock):
+        if time.monotonic() > deadline:
+            hint = "it may run on a node that SLURM has lost sight of"
+            raise RunDirError(f"`{run.path}` is still in use by {living}", hint=hint)
+        time.sleep(1)
+
+
+def _forget_last_end(run: RunDir) -> None:
+    """Delete what tells how the last attempt ended: this one may die before it writes anything."""
+    for pattern in ("rank-*.json", "rank-*.mark", "node-*-exits.json", "node-*-error.json"):
+        for path in run.logs.glob(pattern):
+            path.unlink(missing_ok=True)
+    run.result.unlink(missing_ok=True)
+
+
+@contextmanager
+def _scratch(place: str | None) -> Iterator[None]:
+    """Have temporary files made on the node's own disk, and removed at the end."""
+    if place is None:
+        yield
+        return
+    try:
+        with tempfile.TemporaryDirectory(prefix="launcher-", dir=place) as folder:
+            os.environ["TMPDIR"] = folder
+            yield
+    except FileNotFoundError as error:
+        hint = "the profile names it as `scratch`"
+        raise BadInput(f"there is no folder {place} on this node", hint=hint) from error

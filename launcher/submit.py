@@ -1,0 +1,263 @@
+"""Plan a submission and carry it out: from a recipe and options to run directories and a job."""
+
+import itertools
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from launcher import slurm, slurm_profile, slurm_render, snapshot
+from launcher.config import describe, new_run_path
+from launcher.errors import BadInput, RunDirError
+from launcher.hyperparameters import configure, split_overrides
+from launcher.recipe import Recipe
+from launcher.recipe_file import RecipeFile, find, outline
+from launcher.run_dir import RunDir, write_json, write_text
+from launcher.slurm_job import Job, SlurmFolder
+from launcher.slurm_profile import Setting
+from launcher.slurm_render import Request, Scripts
+
+DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for on the command line."""
+
+    recipe: str
+    overrides: Sequence[str] = ()
+    sbatch: Mapping[str, str] | None = None
+    grid: Sequence[str] = ()  # key=v1,v2
+    max_parallel: int | None = None
+    nproc: int | None = None
+    run_dir: Path | None = None
+    profile: str = "default"
+    template: Path | None = None
+    restart: Literal["requeue", "chain", "never"] = "requeue"
+    chain: int = 0  # dependent jobs
+    max_requeues: int = 100
+    max_failures: int = 3
+    snapshot: bool = True
+    checks: bool = True  # of the nodes, before each start
+
+
+class Point(NamedTuple):
+    """One run of a submission: the whole of it, or one point of a grid."""
+
+    run: RunDir
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a submission will do; nothing is written yet."""
+
+    wishes: Wishes
+    file: RecipeFile
+    points: list[Point]
+    request: Request
+    settings: Mapping[str, Setting]
+    templates: Sequence[Path]
+    cpu: bool
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes each run gets."""
+        return _nodes(self.settings)
+
+    @property
+    def scripts(self) -> Scripts:
+        """The scripts as they will be, but for the place of the code."""
+        return slurm_render.render(self.request, self.templates)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know before."""
+        found = slurm_render.warnings(self.scripts, requeue=self.request.requeue)
+        for path in (self.request.run_dir, Path(self.request.python)):
+            if path.is_relative_to(tempfile.gettempdir()):
+                found.append(f"{path} is in {tempfile.gettempdir()}, which other nodes do not see")
+        return found
+
+
+def plan(wishes: Wishes) -> Plan:
+    """Return what a submission will do; raises BadInput for whatever can be seen to be wrong."""
+    file = find(wishes.recipe)
+    beside = file.path.parent / "slurm"
+    templates = [wishes.template] if wishes.template else [beside]
+    if wishes.template and not wishes.template.is_dir():
+        raise BadInput(f"--template {wishes.template} is no folder")
+    profiles = [folder / "profiles" for folder in (*templates, Path.cwd() / "slurm")]
+    profile = slurm_profile.load(wishes.profile, profiles)
+    defaults = DEFAULTS | {"job-name": file.name}
+    settings = slurm_profile.settled(wishes.sbatch or {}, profile, defaults)
+    gpus = _gpus(settings)
+    nproc = wishes.nproc or gpus or 1
+    if not gpus and "gres" not in settings:
+        settings.setdefault(
+            "cpus-per-task", Setting(str(nproc), "default: a core for each process")
+        )
+    run_dir = (wishes.run_dir or new_run_path(file.name)).absolute()
+    recipes = list(_recipes(wishes, file))
+    paths = [run_dir / str(task) for task in range(len(recipes))] if wishes.grid else [run_dir]
+    limit = f"%{wishes.max_parallel}" if wishes.max_parallel else ""
+    request = Request(
+        run_dir=run_dir,
+        workdir=run_dir / "snapshot" if wishes.snapshot else Path.cwd(),
+        python=sys.executable,
+        nproc=nproc,
+        sbatch={name: setting.value for name, setting in settings.items()},
+        profile=profile,
+        requeue=wishes.restart == "requeue",
+        array=f"0-{len(recipes) - 1}{limit}" if wishes.grid else None,
+    )
+    _nodes(settings)
+    points = [Point(RunDir(path), recipe) for path, recipe in zip(paths, recipes, strict=True)]
+    cpu = not gpus and "gres" not in settings
+    return Plan(wishes, file, points, request, settings, templates, cpu)
+
+
+def shown(plan: Plan) -> str:
+    """Return the scripts and where values come from, for people."""
+    rows = [(name, *setting) for name, setting in sorted(plan.settings.items())]
+    rows.append(("nproc", str(plan.request.nproc), "processes on each node"))
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    table = [f"# {n:<{widths[0]}}  {v:<{widths[1]}}  {source}" for n, v, source in rows]
+    batch, node = plan.scripts
+    files = f"\n# {plan.request.folder.batch}\n{batch}\n# {plan.request.folder.node}\n{node}"
+    runs = f"# {len(plan.points)} runs in {plan.request.run_dir}"
+    return "\n".join([*table, runs, files])
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """Return what a submission will do, for programs."""
+    batch, node = plan.scripts
+    return {
+        "run_dirs": [str(point.run.path) for point in plan.points],
+        "options": {name: setting._asdict() for name, setting in plan.settings.items()},
+        "nproc": plan.request.nproc,
+        "batch": batch,
+        "node": node,
+    }
+
+
+def check(plan: Plan, *, queue: bool = True) -> str:
+    """Check all that can be checked before anything is written; returns what SLURM says of it."""
+    for name, script in zip(("batch script", "node script"), plan.scripts, strict=True):
+        slurm.check_syntax(script, name)
+    if plan.request.run_dir.exists():
+        hint = "give another --run-dir, or none to have one made"
+        raise RunDirError(f"`{plan.request.run_dir}` exists", hint=hint)
+    if not Path(plan.request.python).is_file():
+        raise BadInput(f"there is no interpreter {plan.request.python}")
+    return slurm.check_accepted(plan.scripts.batch) if queue else ""
+
+
+def make(plan: Plan) -> SlurmFolder:
+    """Make the run directories with code, scripts and `job.json`; after an error there are none."""
+    folder = plan.request.folder
+    try:
+        plan.request.run_dir.mkdir(parents=True)
+        folder.path.mkdir()
+        request, facts = _snapshot(plan)
+        for task, point in enumerate(plan.points):
+            config = _config(plan, point) | facts
+            point.run.create(config, plan.file.source)
+            if plan.wishes.grid:
+                own = SlurmFolder.of(point.run)
+                own.path.mkdir()
+                write_json(own.job, _asked(plan) | {"array_task": task})
+        write_json(folder.job, _asked(plan) | {"jobs": []})
+        batch, node = slurm_render.render(request, plan.templates)
+        write_text(folder.node, node)
+        write_text(folder.batch, batch)
+    except BaseException:
+        shutil.rmtree(plan.request.run_dir, ignore_errors=True)
+        raise
+    return folder
+
+
+def submit(plan: Plan, folder: SlurmFolder) -> list[Job]:
+    """Hand the job to SLURM, and the rest of its chain, each to start after the one before."""
+    jobs: list[Job] = []
+    try:
+        for _ in range(plan.wishes.chain or 1):
+            after = [f"--dependency=afterany:{jobs[-1].id}"] if jobs else []
+            jobs.append(Job(slurm.submit(folder.batch, *after), time.time()))
+            folder.add_job(jobs[-1])
+    except BaseException:
+        if not jobs:
+            shutil.rmtree(plan.request.run_dir, ignore_errors=True)
+        raise
+    return jobs
+
+
+def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
+    """Give the recipe of each point, the last key of the grid moving fastest."""
+    overrides, axes = split_overrides(wishes.overrides), split_overrides(wishes.grid)
+    if twice := overrides.keys() & axes.keys():
+        raise BadInput(f"`{min(twice)}` is given as an override and in --grid")
+    recipe_type = outline(file)
+    for values in itertools.product(*(value.split(",") for value in axes.values())):
+        point = dict(zip(axes, values, strict=True))
+        yield configure(recipe_type, wishes.recipe, overrides | point)
+
+
+def _config(plan: Plan, point: Point) -> dict[str, Any]:
+    nodes = _nodes(plan.settings)
+    return describe(plan.file, point.recipe, nproc=plan.request.nproc, nnodes=nodes, cpu=plan.cpu)
+
+
+def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
+    """Copy the code; returns the request with its place, and what config.json says of it."""
+    if not plan.wishes.snapshot:
+        return plan.request, {}
+    taken = snapshot.take(RunDir(plan.request.run_dir), plan.file.path)
+    facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
+    return replace(plan.request, workdir=taken.workdir), facts
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """Return what job.json says."""
+    wishes, settings = plan.wishes, plan.settings
+    exclude = settings.get("exclude")
+    return {
+        "recipe": wishes.recipe,
+        "overrides": list(wishes.overrides),
+        "grid": list(wishes.grid),
+        "nproc": plan.request.nproc,
+        "nodes": _nodes(settings),
+        "array": plan.request.array,
+        "restart": wishes.restart,
+        "chain": wishes.chain,
+        "checks": wishes.checks,
+        "max_requeues": wishes.max_requeues,
+        "max_failures": wishes.max_failures,
+        "exclude": exclude.value if exclude else None,
+        "options": {name: setting._asdict() for name, setting in settings.items()},
+        "profile": plan.request.profile.source,
+        "templates": [str(folder.absolute()) for folder in plan.templates],
+        "submitted": time.time(),
+    }
+
+
+def _nodes(settings: Mapping[str, Setting]) -> int:
+    value, source = settings["nodes"]
+    if not value.isdigit() or int(value) < 1:
+        raise BadInput(f"--nodes {value} is not one number ({source})")
+    return int(value)
+
+
+def _gpus(settings: Mapping[str, Setting]) -> int:
+    """Return GPUs of each node, 0 for none: `8`, or `a100:8`."""
+    if "gpus-per-node" not in settings:
+        return 0
+    value, source = settings["gpus-per-node"]
+    if not (match := re.fullmatch(r"(?:[^:]+:)?(\d+)", value)):
+        raise BadInput(f"--gpus-per-node {value} is neither a number nor TYPE:NUMBER ({source})")
+    return int(match[1])
