@@ -53,7 +53,7 @@ def describe(recipe_type: type[Recipe]) -> list[Hyperparameter]:
 
 def table(recipe_type: type[Recipe]) -> str:
     """Return every hyperparameter of a recipe, a line each, for people."""
-    rows = [(h.name, h.type, _shown(h.default), h.meaning) for h in describe(recipe_type)]
+    rows = [(h.name, h.type, shown(h.default), h.meaning) for h in describe(recipe_type)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {default:<{widths[2]}}  {meaning}".rstrip()
@@ -61,10 +61,10 @@ def table(recipe_type: type[Recipe]) -> str:
     )
 
 
-def _shown(default: Any) -> str:
+def shown(default: Any) -> str:
     """Return a default as it is given on the command line."""
     if isinstance(default, tuple | list):
-        return ",".join(map(_shown, default))
+        return ",".join(map(shown, default))
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)
 
 
