@@ -4,15 +4,16 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from launcher import slurm_control
+from launcher.cli_slurm import sbatch_of, with_sbatch_options
 from launcher.errors import BadInput
 from launcher.run_dir import RunDir
 from launcher.runs import summary
 from launcher.slurm_job import SlurmFolder
-from launcher.slurm_profile import sbatch_options
 from launcher.slurm_status import NoAnswer, Status, find, statuses
 from launcher.slurm_status import status as status_of
 
@@ -116,26 +117,22 @@ def cancel(which: tuple[str, ...], as_json: bool) -> None:
 
 @click.command()
 @_RUN_DIR
-@click.option(
-    "--sbatch", multiple=True, metavar="KEY=VALUE", help="An option of sbatch that is to change."
-)
+@with_sbatch_options
 @click.option("--max-requeues", type=click.IntRange(0), help="[default: as before]")
 @click.option("--max-failures", type=click.IntRange(0), help="[default: as before]")
 @_JSON
-def resubmit(
-    run_dir: Path,
-    sbatch: tuple[str, ...],
-    max_requeues: int | None,
-    max_failures: int | None,
-    as_json: bool,
-) -> None:
+def resubmit(run_dir: Path, as_json: bool, **options: Any) -> None:
     """Submit the run in RUN_DIR again; it goes on from its newest checkpoint.
 
-    The job runs the code as it was at first. Of an array, those runs go on that are not completed.
+    The job runs the code as it was at first, with the options of then where none are given now. Of
+    an array, those runs go on that are not completed.
     """
-    given = {"max_requeues": max_requeues, "max_failures": max_failures}
-    budgets = {name: value for name, value in given.items() if value is not None}
-    jobs = slurm_control.resubmit(run_dir, sbatch_options(sbatch), budgets)
+    budgets = {
+        name: options[name]
+        for name in ("max_requeues", "max_failures")
+        if options[name] is not None
+    }
+    jobs = slurm_control.resubmit(run_dir, sbatch_of(options), budgets)
     if as_json:
         click.echo(json.dumps({"run_dir": str(run_dir), "jobs": [asdict(job) for job in jobs]}))
         return

@@ -11,7 +11,7 @@ from launcher import slurm
 from launcher.errors import BadInput, LauncherError, RunDirError
 from launcher.run_dir import RunDir, write_json
 from launcher.slurm_job import Job, SlurmFolder
-from launcher.slurm_profile import Profile, settled
+from launcher.slurm_profile import Profile, nodes_of, settled
 from launcher.slurm_status import Status, ask, jobs_now, runs_of, statuses
 
 _LOOK_S = 0.5  # between two looks at a log
@@ -80,7 +80,10 @@ def resubmit(path: Path, options: Mapping[str, str], budgets: Mapping[str, int])
         if name in ("gpus-per-node", "gres"):
             hint = "submit a new run, or edit RUN_DIR/slurm/node.sh and job.sbatch"
             raise BadInput(f"--{name}: the scripts start {asked['nproc']} processes", hint=hint)
-    told = {name: one.value for name, one in settled(options, Profile(), {}).items()}
+    settings = settled(options, Profile(), {})
+    if "nodes" in settings:
+        nodes_of(settings)  # raises where it is no number
+    told = {name: one.value for name, one in settings.items()}
     left = _left_to_do(path)
     if "exclude" not in told and (exclude := _excluded(asked, left)):
         told["exclude"] = exclude

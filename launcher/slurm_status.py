@@ -13,13 +13,9 @@ from pathlib import Path
 from launcher.errors import BadInput, RunDirError
 from launcher.run_dir import RunDir
 from launcher.runs import RunSummary, summary
+from launcher.slurm import ENDED, environment
 from launcher.slurm_job import Attempt, SlurmFolder
 
-# SLURM's words for a job that is over; all others are of one that waits, runs, or is about to end.
-ENDED = {
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
-    *("REVOKED", "TIMEOUT"),
-}
 _IDS_AT_ONCE = 500
 _ANSWER_S = 60
 
@@ -126,7 +122,8 @@ def ask(*words: str) -> "subprocess.CompletedProcess[str]":
 
 def _environment() -> dict[str, str]:
     """Return the environment without what would change a client's output."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    env = environment(os.environ)
+    return {k: v for k, v in env.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
 
 
 def submitted_runs(folder: Path) -> Iterator[Path]:
