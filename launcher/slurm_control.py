@@ -76,27 +76,33 @@ def resubmit(path: Path, options: Mapping[str, str], budgets: Mapping[str, int])
     asked = folder.asked()
     if not asked:
         raise RunDirError(f"`{path}` was not made by `launcher submit`")
-    for name in options:
-        if name in ("gpus-per-node", "gres"):
-            hint = "submit a new run, or edit RUN_DIR/slurm/node.sh and job.sbatch"
-            raise BadInput(f"--{name}: the scripts start {asked['nproc']} processes", hint=hint)
-    settings = settled(options, Profile(), {})
-    if "nodes" in settings:
-        nodes_of(settings)  # raises where it is no number
-    told = {name: one.value for name, one in settings.items()}
+    told = _checked(options, asked["nproc"])
     left = _left_to_do(path)
     if "exclude" not in told and (exclude := _excluded(asked, left)):
         told["exclude"] = exclude
     folders = {folder, *(SlurmFolder(Path(one.run_dir) / "slurm") for one in left)}
-    before = {one: one.asked() for one in folders}
+    before, jobs = {one: one.asked() for one in folders}, folder.jobs()
     for one, was in before.items():  # first: the job may start before sbatch has ended
         write_json(one.job, _asked_now(was, options, budgets))
     try:
         return _submit(folder, asked, told, left)
     except BaseException:
-        for one, was in before.items():
-            write_json(one.job, was)
+        if folder.jobs() == jobs:  # nothing of it was submitted
+            for one, was in before.items():
+                write_json(one.job, was)
         raise
+
+
+def _checked(options: Mapping[str, str], nproc: int) -> dict[str, str]:
+    """Return options that can be changed; raises BadInput for those that cannot."""
+    for name in options:
+        if name in ("gpus-per-node", "gres"):
+            hint = "submit a new run, or edit RUN_DIR/slurm/node.sh and job.sbatch"
+            raise BadInput(f"--{name}: the scripts start {nproc} processes a node", hint=hint)
+    settings = settled(options, Profile(), {})
+    if "nodes" in settings:
+        nodes_of(settings)  # raises where it is no number
+    return {name: one.value for name, one in settings.items()}
 
 
 def _left_to_do(path: Path) -> list[Status]:
@@ -129,6 +135,8 @@ def _asked_now(
     now["options"] = asked.get("options", {}) | given
     if "nodes" in options:
         now["nodes"] = int(options["nodes"])
+    if "exclude" in options:
+        now["exclude"] = options["exclude"]
     return now
 
 

@@ -206,8 +206,8 @@ NO_TORCH = "import no_such_torch"
 
 TROUBLES = [
     (BROKEN_DEVICE, ["devices", "processes"], "rank 1: RuntimeError: CUDA error: uncorrectable"),
-    (DIES, ["processes"], "0 of 2 met"),
-    (HANGS, ["processes"], "0 of 2 met: no answer in 15 s; rank 0 came as far as `join`"),
+    (DIES, ["processes"], "0 of 2 met: rank 1 ended with exit code -9"),
+    (HANGS, ["processes"], "0 of 2 met: no answer in 20 s"),
     (NO_TORCH, ["devices", "processes"], "ModuleNotFoundError: No module named 'no_such_torch'"),
 ]
 
@@ -230,9 +230,10 @@ def test_what_happens_to_a_process_is_said(
         return [*argv[: at - 1], str(tmp_path / "broken.py"), *argv[at + 2 :]]
 
     monkeypatch.setattr(doctor, "command", changed)
-    timeout_s = 15 if program == HANGS else 100
+    timeout_s = 20 if program == HANGS else 100
     found = process_checks(Nodes(2, cpu=True), tmp_path, timeout_s)
-    assert [check.name for check in found if not check.ok] == failed, found
+    # A rank that is not at fault may be ended before it has used its device.
+    assert {check.name for check in found if not check.ok} >= set(failed), found
     assert any(words in check.detail for check in found), found
     assert all(check.remedy for check in found if not check.ok)
 

@@ -1,6 +1,8 @@
 """How submitted runs are, on a real cluster; and what is done to them."""
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from slurm_cluster import Cluster, missing, slurm_cluster
-from training import started, wait_for
+from training import Run, started, wait_for
+from training import launcher as in_a_process
 
 from launcher import slurm_status
 from launcher.cli import main
@@ -347,7 +350,8 @@ def test_a_run_is_resubmitted_with_other_options_and_without_bad_nodes(cluster: 
 REFUSED = [
     ("partition=nowhere", "invalid partition"),
     ("time=soon", "Invalid --time"),
-    ("gpus-per-node=2", "the scripts start 1 processes"),
+    ("gpus-per-node=2", "the scripts start 1 processes a node"),
+    ("nodes=two", "--nodes two is not one number"),
     ("output=x", "is not yours to give"),
 ]
 
@@ -363,6 +367,28 @@ def test_what_sbatch_refuses_leaves_the_run_as_it_was(
     assert done.exit_code != 0
     assert said in done.stderr
     assert folder.asked() == before
+
+
+@on_slurm
+def test_a_cancelled_run_that_is_resubmitted_ends_as_if_nothing_had_been(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    words = ["digits", "epochs=300", "--no-checks", "--partition", "high"]
+    job = json.loads(launcher("submit", *words, "--run-dir", "r", "--json").stdout)["jobs"][0]
+    metrics = Path("r/metrics.jsonl")
+    wait_for(lambda: metrics.exists() and '"test"' in metrics.read_text(), 90)
+    assert [one["was"] for one in told("cancel", "r")] == ["RUNNING"]
+    row = wait("cancelled", "r")
+    cluster.wait(int(job), "CANCELLED", timeout_s=60)
+    assert (row["verdict"], row["starts"]) in ((None, 1), ("interrupted", 1))
+    assert list(Path("r/checkpoints").glob("step-*"))
+    new = json.loads(launcher("resubmit", "r", "--time", "9", "--json").stdout)["jobs"][0]["id"]
+    assert cluster.wait(int(new), "COMPLETED", "FAILED", timeout_s=120) == "COMPLETED"
+    row = wait("completed", "r")
+    assert (row["job"], row["starts"], row["epochs"]) == (new, 2, 300)
+    in_a_process("run", "digits", "epochs=300", "--run-dir", "alone", cwd=Path.cwd())
+    assert Run(Path("r")).weight_bytes == Run(Path("alone")).weight_bytes
 
 
 @on_slurm
