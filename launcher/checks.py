@@ -18,6 +18,7 @@ from launcher.run_dir import sync
 
 T = TypeVar("T")
 
+PACKAGES = ("torch", "accelerate")
 CLOCKS_S = 5.0  # what clocks may differ
 _ANSWER_S = 20  # for a disk or a name server
 _DISK_BYTES = 8 * 2**20
@@ -38,7 +39,7 @@ class Check:
 def versions() -> Check:
     """Check that the packages which train are installed here."""
     found = [f"python {platform.python_version()}"]
-    for package in ("torch", "accelerate"):
+    for package in PACKAGES:
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

@@ -25,6 +25,19 @@ COMMANDS = {
         "List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity.",
     ),
     "submit": ("cli_slurm", "Train RECIPE on a SLURM cluster, through preemption and time limits."),
+    "status": (
+        "cli_jobs",
+        "Show how submitted runs are: those below ./runs, or the given ones.",
+    ),
+    "logs": ("cli_jobs", "Print the newest batch log of RUN_DIR, or the log of one rank."),
+    "cancel": (
+        "cli_jobs",
+        "Cancel all jobs of runs, running and waiting ones; what is saved stays.",
+    ),
+    "resubmit": (
+        "cli_jobs",
+        "Submit the run in RUN_DIR again; it goes on from its newest checkpoint.",
+    ),
     "doctor": (
         "cli_doctor",
         "Check that training works here: packages, disk, clock, GPUs, processes and their network.",

@@ -5,15 +5,18 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from launcher import doctor_slurm
 from launcher.checks import Check
+from launcher.cli_slurm import sbatch_of, with_sbatch_options
 from launcher.doctor import examine
 from launcher.errors import BadInput
 from launcher.launch import Nodes, gpus
 from launcher.launch import check as check_nodes
+from launcher.slurm_profile import load
 
 
 @click.command()
@@ -28,28 +31,28 @@ from launcher.launch import check as check_nodes
     help="Where run directories are to be: its disk is checked.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--slurm", is_flag=True, help="Check the nodes of a job that srun starts.")
-@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes, with --slurm.")
-@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="An option of srun's own.")
+@click.option("--slurm", is_flag=True, help="Check the nodes of a job, and wait for it.")
+@click.option("--profile", default="default", help="Site profile, with --slurm.")
+@with_sbatch_options
 def doctor(
     nproc: int | None,
     cpu: bool,
     folder: Path,
     as_json: bool,
     slurm: bool,
-    nodes: int,
-    sbatch: tuple[str, ...],
+    profile: str,
+    **options: Any,
 ) -> None:
     """Check that training works here: packages, disk, clock, GPUs, processes and their network.
 
-    Fails when fewer processes come up than asked. With --slurm it waits for a job.
+    Fails when fewer processes come up than asked. Those of sbatch's options are for --slurm.
     """
-    folder = folder.absolute()
+    folder, sbatch = folder.absolute(), sbatch_of(options)
     if slurm:
-        options = [f"--{word.removeprefix('--')}" for word in sbatch]
-        found = doctor_slurm.examine(nodes, nproc or 1, folder, options, cpu=cpu)
-    elif nodes > 1 or sbatch:
-        raise BadInput("--nodes and --sbatch are for --slurm")
+        site = load(profile, [Path.cwd() / "slurm" / "profiles"])
+        found = doctor_slurm.examine(sbatch, site, nproc, folder)
+    elif sbatch:
+        raise BadInput(f"--{next(iter(sbatch))} is for --slurm")
     else:
         here = Nodes(nproc or (0 if cpu else gpus()) or 2, cpu=cpu)
         check_nodes(here)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from launcher.slurm_job import Job, SlurmFolder
 from launcher.slurm_profile import sbatch_options
 
 # Options of sbatch that have a name of their own here; all others go through --sbatch.
-_SBATCH = {
+SBATCH = {
     "nodes": "How many nodes.",
     "gpus-per-node": "GPUs of each node, and processes on it.",
     "time": "Time limit, for each start: minutes or H:MM:SS.",
@@ -34,10 +34,21 @@ _SBATCH = {
 }
 
 
-def _sbatch_options(command: Callable[..., None]) -> Callable[..., None]:
-    for name, meaning in reversed(_SBATCH.items()):
+def with_sbatch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that end up as sbatch's or srun's; `sbatch_of` collects them."""
+    command = click.option(
+        "--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch."
+    )(command)
+    for name, meaning in reversed(SBATCH.items()):
         command = click.option(f"--{name}", metavar="VALUE", help=meaning)(command)
     return command
+
+
+def sbatch_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return sbatch's options among those of a command, without dashes."""
+    named = {name: options[name.replace("-", "_")] for name in SBATCH}
+    given = {name: value for name, value in named.items() if value is not None}
+    return given | sbatch_options(options["sbatch"])
 
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
@@ -46,8 +57,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.command()
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@_sbatch_options
-@click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch.")
+@with_sbatch_options
 @click.option("--nproc", type=click.IntRange(1), help="Processes a node. [default: one per GPU]")
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="One run for each combination.")
 @click.option("--max-parallel", type=click.IntRange(1), help="Runs of a grid at the same time.")
@@ -81,12 +91,10 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
 
     if options["no_requeue"] and options["chain"]:
         raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
-    named = {name: options[name.replace("-", "_")] for name in _SBATCH}
     wishes = submission.Wishes(
         recipe,
         words,
-        {name: value for name, value in named.items() if value is not None}
-        | sbatch_options(options["sbatch"]),
+        sbatch_of(options),
         grid=options["grid"],
         max_parallel=options["max_parallel"],
         nproc=options["nproc"],

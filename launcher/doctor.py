@@ -70,9 +70,13 @@ def _probe(nodes: Nodes, results: RunDir, shared: Path, timeout_s: float) -> str
     finally:
         kill_tree(process.pid)
         process.wait()
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    errors = [line for line in lines if "Error: " in line]
-    return "" if code == 0 else (errors or lines or [f"exit code {code}"])[0].strip()
+    if code == 0:
+        return ""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.strip() for line in lines if "Error: " in line]
+    exits = read_json(results.exits(nodes.node_rank)) or {"0": code}
+    deaths = [f"rank {rank} ended with exit code {number}" for rank, number in exits.items()]
+    return errors[0] if errors else "; ".join(deaths)
 
 
 def _judge_devices(nodes: Nodes, reports: Sequence[dict[str, Any]]) -> Check:

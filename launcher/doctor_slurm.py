@@ -20,22 +20,30 @@ from launcher.doctor import process_checks, there
 from launcher.errors import BadInput
 from launcher.launch import Nodes
 from launcher.run_dir import read_json, write_json
+from launcher.slurm_profile import Profile, Setting, gpus_of, nodes_of, settled
 
-_PATIENCE_S = 60.0  # until a file of another node is seen
-_WAIT_S = 60  # what the other nodes get when one has ended
+_DEFAULTS = {"nodes": "1", "job-name": "launcher-doctor", "time": "10"}
+
+_PATIENCE_S = 30.0  # until a file of another node is seen
+_WAIT_S = 30  # what the other nodes get when one has ended
 
 
 def examine(
-    nnodes: int, nproc: int, folder: Path, options: Sequence[str], *, cpu: bool
+    given: Mapping[str, str], profile: Profile, nproc: int | None, folder: Path
 ) -> dict[str, list[Check]]:
-    """Return all checks by node, from a job with these options of srun that this waits for.
+    """Return all checks by node, from a job with these options of sbatch that this waits for.
 
-    Raises BadInput where srun cannot start it.
+    No `nproc` is one process for each GPU, else 1. Raises BadInput where srun cannot start a job.
     """
+    settings = settled(given, profile, _DEFAULTS)
+    nnodes, gpus = nodes_of(settings), gpus_of(settings)
+    if profile.gpus == "gres" and gpus:
+        settings["gres"] = Setting(f"gpu:{settings.pop('gpus-per-node').value}", "profile")
+    cpu = not gpus and "gres" not in settings
     with there(folder), tempfile.TemporaryDirectory(prefix="doctor-", dir=folder) as place:
-        asked = json.dumps({"folder": place, "nproc": nproc, "cpu": cpu})
-        argv = ["srun", f"--nodes={nnodes}", "--ntasks-per-node=1", f"--wait={_WAIT_S}"]
-        argv += ["--job-name=launcher-doctor", *options]
+        asked = json.dumps({"folder": place, "nproc": nproc or gpus or 1, "cpu": cpu})
+        argv = ["srun", "--ntasks-per-node=1", f"--wait={_WAIT_S}"]
+        argv += [f"--{k}={one.value}" if one.value else f"--{k}" for k, one in settings.items()]
         argv += [sys.executable, "-m", "launcher.doctor_slurm", asked]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, check=False)

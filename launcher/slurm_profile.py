@@ -181,3 +181,21 @@ def settled(
                 )
             found[name] = Setting(value, source)
     return found
+
+
+def nodes_of(settings: Mapping[str, Setting]) -> int:
+    """Return how many nodes a job gets; raises BadInput for anything but one number."""
+    value, source = settings["nodes"]
+    if not value.isdigit() or int(value) < 1:
+        raise BadInput(f"--nodes {value} is not one number ({source})")
+    return int(value)
+
+
+def gpus_of(settings: Mapping[str, Setting]) -> int:
+    """Return GPUs of each node, 0 for none: `8`, or `a100:8`."""
+    if "gpus-per-node" not in settings:
+        return 0
+    value, source = settings["gpus-per-node"]
+    if not (match := re.fullmatch(r"(?:[^:]+:)?(\d+)", value)):
+        raise BadInput(f"--gpus-per-node {value} is neither a number nor TYPE:NUMBER ({source})")
+    return int(match[1])

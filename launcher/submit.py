@@ -1,7 +1,6 @@
 """Plan a submission and carry it out: from a recipe and options to run directories and a job."""
 
 import itertools
-import re
 import shutil
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, outline
 from launcher.run_dir import RunDir, write_json, write_text
 from launcher.slurm_job import Job, SlurmFolder
-from launcher.slurm_profile import Setting
+from launcher.slurm_profile import Setting, gpus_of, nodes_of
 from launcher.slurm_render import Request, Scripts
 
 DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
@@ -68,7 +67,7 @@ class Plan:
     @property
     def nodes(self) -> int:
         """How many nodes each run gets."""
-        return _nodes(self.settings)
+        return nodes_of(self.settings)
 
     @property
     def scripts(self) -> Scripts:
@@ -96,7 +95,7 @@ def plan(wishes: Wishes) -> Plan:
     profile = slurm_profile.load(wishes.profile, profiles)
     defaults = DEFAULTS | {"job-name": file.name}
     settings = slurm_profile.settled(wishes.sbatch or {}, profile, defaults)
-    gpus = _gpus(settings)
+    gpus = gpus_of(settings)
     nproc = wishes.nproc or gpus or 1
     if not gpus and "gres" not in settings:
         settings.setdefault(
@@ -116,7 +115,7 @@ def plan(wishes: Wishes) -> Plan:
         requeue=wishes.restart == "requeue",
         array=f"0-{len(recipes) - 1}{limit}" if wishes.grid else None,
     )
-    _nodes(settings)
+    nodes_of(settings)
     points = [Point(RunDir(path), recipe) for path, recipe in zip(paths, recipes, strict=True)]
     cpu = not gpus and "gres" not in settings
     return Plan(wishes, file, points, request, settings, templates, cpu)
@@ -209,7 +208,7 @@ def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
 
 
 def _config(plan: Plan, point: Point) -> dict[str, Any]:
-    nodes = _nodes(plan.settings)
+    nodes = nodes_of(plan.settings)
     return describe(plan.file, point.recipe, nproc=plan.request.nproc, nnodes=nodes, cpu=plan.cpu)
 
 
@@ -231,7 +230,7 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "overrides": list(wishes.overrides),
         "grid": list(wishes.grid),
         "nproc": plan.request.nproc,
-        "nodes": _nodes(settings),
+        "nodes": nodes_of(settings),
         "array": plan.request.array,
         "restart": wishes.restart,
         "chain": wishes.chain,
@@ -244,20 +243,3 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "templates": [str(folder.absolute()) for folder in plan.templates],
         "submitted": time.time(),
     }
-
-
-def _nodes(settings: Mapping[str, Setting]) -> int:
-    value, source = settings["nodes"]
-    if not value.isdigit() or int(value) < 1:
-        raise BadInput(f"--nodes {value} is not one number ({source})")
-    return int(value)
-
-
-def _gpus(settings: Mapping[str, Setting]) -> int:
-    """Return GPUs of each node, 0 for none: `8`, or `a100:8`."""
-    if "gpus-per-node" not in settings:
-        return 0
-    value, source = settings["gpus-per-node"]
-    if not (match := re.fullmatch(r"(?:[^:]+:)?(\d+)", value)):
-        raise BadInput(f"--gpus-per-node {value} is neither a number nor TYPE:NUMBER ({source})")
-    return int(match[1])
