@@ -68,6 +68,7 @@ class RunDir:
         """How that code differs from its git commit."""
         return self.path / "snapshot.diff"
 
+    @property
     def wandb_state(self) -> Path:
         """What is known of the run's upload to W&B: its address, and whether all has arrived."""
         return self.path / "wandb.json"
