@@ -57,7 +57,7 @@ _MAX_RESTARTS = click.option(
 )
 
 
-_TRACKING = click.option(
+TRACKING = click.option(
     "--tracking",
     type=click.Choice(wandb_run.MODES),
     help="Weights & Biases: online, offline (`launcher sync` uploads it later) or disabled. "
@@ -95,7 +95,7 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
 )
 @_machines
 @_MAX_RESTARTS
-@_TRACKING
+@TRACKING
 @click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
 @click.option("--group", help="W&B group. [default: WANDB_RUN_GROUP]")
 @click.option(
@@ -174,7 +174,7 @@ def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
 @click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
 @_machines
 @_MAX_RESTARTS
-@_TRACKING
+@TRACKING
 def resume(
     run_dir: Path,
     words: tuple[str, ...],
