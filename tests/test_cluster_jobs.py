@@ -311,3 +311,35 @@ def test_no_secret_of_the_environment_is_written(cluster: Cluster, tmp_path: Pat
     files = [path for path in job.path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_a_node_that_failed_its_checks_is_left_out_by_the_next_start(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # What `doctor.vet` does on a bad node, in shell: n1 is the one that a job gets first.
+    lines = """
+        node_setup = ['if [ "$SLURMD_NODENAME" = n1 ]; then mkdir -p "$1/slurm/bad-nodes"',
+                      'echo "disk full" > "$1/slurm/bad-nodes/n1.txt"; exit 1; fi']
+    """
+    (tmp_path / "site.toml").write_text(lines)
+    job = submit(cluster, tmp_path, "digits", "epochs=1", "--profile", tmp_path / "site.toml")
+    assert job.wait() == "COMPLETED", job.said
+    assert [(one.nodes, one.bad_nodes) for one in job.attempts] == [("n1", ["n1"]), ("n2", [])]
+    assert cluster.job(job.job)["ExcNodeList"] == "n1"
+
+
+def test_what_slurm_would_refuse_is_refused_before_anything_is_written(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = launcher("submit", "digits", "--partition=nowhere", cwd=tmp_path, env=cluster.env)
+    assert done.returncode == 2
+    assert "sbatch refuses the job: " in done.stderr
+    assert "invalid partition" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_can_be_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["submit", "digits", "epochs=1", "--no-checks", "--follow", "--run-dir", "r"]
+    done = launcher(*words, cwd=tmp_path, env=cluster.env)
+    assert done.returncode == 0, done.stderr
+    assert "Done: test accuracy" in done.stdout
