@@ -45,7 +45,9 @@ def resumed(
     recipe_type = outline(recipe_of(run))
     before = told["hyperparameters"]
     after = configure(recipe_type, str(run.recipe), before | overrides).hyperparameters()
-    changes = {k: [before.get(k), v] for k, v in after.items() if before.get(k) != v}
+    # A hyperparameter that the run did not know, at its default, came with a newer launcher.
+    known = before.keys() | overrides.keys()
+    changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
     others = [k for k in changes if k != "epochs"]
     if others and not allow_changes:
         shown = ", ".join(f"{k} from {changes[k][0]} to {changes[k][1]}" for k in others)
