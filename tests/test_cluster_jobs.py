@@ -15,7 +15,7 @@ from training import RECIPES, Run, launcher, wait_for
 from launcher.run_dir import RunDir
 from launcher.slurm_job import Attempt, SlurmFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
 CURVE = RECIPES / "curve.py"
 WORDS = ["epochs=4", "samples=197", "test_samples=60", "batch_size=10"]  # 80 steps
 WORDS += ["checkpoint_every=7", "log_every=4", "dropout=0.2", "augment=true", "schedule=true"]
