@@ -189,7 +189,7 @@ def _srun_options(request: Request) -> list[str]:
 
 def _mounts(request: Request, box: Container) -> list[str]:
     """What the container sees: the code, the run directory, and what the profile names."""
-    own = [str(request.run_dir)]
+    own = [str(request.run_dir), *filter(None, [request.profile.scratch])]
     if not request.workdir.is_relative_to(request.run_dir):
         own.append(str(request.workdir))
     for path in own:

@@ -116,7 +116,8 @@ class Supervisor:
             self.forced = self._urgent > 0 and not self._patient
             self._urgent += 1
         if not self.requests:
-            print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+            again = "" if self._patient else "; Ctrl-C again stops at once"
+            print(f"stopping after this step{again}", file=sys.stderr)
         self.requests += 1
 
 

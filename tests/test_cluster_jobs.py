@@ -1,6 +1,9 @@
 """`launcher submit` on a real cluster: what is disturbed ends with the same numbers."""
 
 import json
+import os
+import secrets
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +17,7 @@ from launcher.slurm_job import Attempt, SlurmFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 CURVE = RECIPES / "curve.py"
-# 80 steps of 0.1 s: long enough to be met in the middle.
-WORDS = ["epochs=4", "samples=197", "test_samples=60", "batch_size=10", "step_s=0.1"]
+WORDS = ["epochs=4", "samples=197", "test_samples=60", "batch_size=10"]  # 80 steps
 WORDS += ["checkpoint_every=7", "log_every=4", "dropout=0.2", "augment=true", "schedule=true"]
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -51,6 +53,10 @@ class Submitted(Run):
         rows = self.rows
         return rows[-1]["step"] if rows else 0
 
+    @property
+    def result_if_any(self) -> bool:
+        return (self.path / "result.json").exists()
+
     def wait(self, *states: str, timeout_s: float = 120) -> str:
         try:
             return self.cluster.wait(self.job, *states or ENDS, timeout_s=timeout_s)
@@ -76,3 +82,232 @@ def test_two_nodes_train_what_one_process_trains(cluster: Cluster, tmp_path: Pat
     # SLURM may say how a job ended before the last of its output is in the file.
     wait_for(lambda: "Done: test accuracy" in job.said)
     assert [one.verdict for one in job.attempts] == ["completed"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run when nobody disturbs it; pauses change no number."""
+    job = two_nodes(cluster, tmp_path_factory.mktemp("undisturbed"), step_s=0)
+    assert job.wait() == "COMPLETED", job.said
+    return job
+
+
+def is_the_same_run(job: Submitted, undisturbed: Run) -> bool:
+    """Whether it ended with the same bytes and the same reports, none lost and none doubled."""
+    here, there = job.rows, undisturbed.rows
+    kept = ("split", "epoch", "step", "samples", "loss")
+    return job.weight_bytes == undisturbed.weight_bytes and [
+        [row[name] for name in kept] for row in here
+    ] == [[row[name] for name in kept] for row in there]
+
+
+def two_nodes(cluster: Cluster, folder: Path, *words: object, step_s: float = 0.15) -> Submitted:
+    """A job that is slow enough to be met in the middle."""
+    return submit(cluster, folder, CURVE, *WORDS, f"step_s={step_s}", "--nodes=2", *words)
+
+
+def in_mid_epoch(job: Submitted) -> Submitted:
+    """A job that has come to somewhere in its second epoch."""
+    wait_for(lambda: job.step >= 28 or bool(job.result_if_any), timeout_s=120)
+    assert 0 < job.step < 60, job.said
+    return job
+
+
+def nobody_is_left(cluster: Cluster) -> bool:
+    return [cluster.processes(node) for node in cluster.nodes] == [[], []]
+
+
+def verdicts(job: Submitted) -> list[str | None]:
+    return [one.verdict for one in job.attempts]
+
+
+def test_a_job_that_slurm_warns_is_requeued_and_ends_as_if_nothing_had_been(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
+    job.wait("PENDING", timeout_s=30)
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["timeout", "completed"]
+    assert is_the_same_run(job, undisturbed)
+    assert nobody_is_left(cluster)
+
+
+def test_a_time_limit_is_lived_through(cluster: Cluster, tmp_path: Path, undisturbed: Run) -> None:
+    # SLURM warns early: after 80 to 110 s of these two minutes.
+    job = two_nodes(cluster, tmp_path, "--time=2", "--sbatch", "signal=B:USR1@10", step_s=1.2)
+    assert job.wait(timeout_s=280) == "COMPLETED", job.said
+    assert verdicts(job)[0] == "timeout"
+    assert verdicts(job)[-1] == "completed"
+    assert is_the_same_run(job, undisturbed)
+
+
+def test_a_preempted_job_goes_on_afterwards(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    script = tmp_path / "high.sh"
+    script.write_text("#!/bin/bash\nsrun true\n")
+    options = ("-phigh", "--nodes=2", "--exclusive", "--output=/dev/null")
+    high = cluster.submit(script, *options)
+    cluster.wait(high, "COMPLETED", timeout_s=60)
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["interrupted", "completed"]
+    assert is_the_same_run(job, undisturbed)
+
+
+def test_a_lost_node_costs_no_more_than_a_restart(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    cluster.kill_node("n2")
+    job.wait("PENDING", timeout_s=60)
+    cluster.start_node("n2")
+    assert job.wait() == "COMPLETED", job.said
+    assert len(job.attempts) == 2
+    assert is_the_same_run(job, undisturbed)
+
+
+def test_a_node_that_falls_silent_costs_no_more_than_a_restart(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    cluster.cut("n2")
+    job.wait("PENDING", timeout_s=90)
+    cluster.heal("n2")
+    assert job.wait(timeout_s=180) == "COMPLETED", job.said
+    assert verdicts(job) == ["interrupted", "completed"]
+    assert is_the_same_run(job, undisturbed)
+    wait_for(lambda: nobody_is_left(cluster), timeout_s=30)
+
+
+def test_a_killed_worker_is_named_and_the_job_starts_again(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    [worker] = [p.pid for p in cluster.processes("n2") if "start worker" in p.command
+                and "agent" not in p.command]  # fmt: skip
+    os.kill(worker, signal.SIGKILL)
+    job.wait("PENDING", timeout_s=30)
+    assert "rank 1 on n2 failed first: killed by SIGKILL" in job.said
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["failed", "completed"]
+    assert is_the_same_run(job, undisturbed)
+
+
+def test_a_failed_run_is_failed_for_slurm_too_and_says_who_and_why(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words = ["what=raise", "at_rank=1", "batch_size=10", "--nodes=2", "--max-failures=0"]
+    job = submit(cluster, tmp_path, RECIPES / "trouble.py", *words)
+    assert job.wait() == "FAILED"
+    assert cluster.job(job.job)["ExitCode"] == "1:0"
+    wait_for(lambda: "rank 1 on n2 failed first: ValueError: the third wheel came off" in job.said)
+    assert job.result["state"] == "failed"
+    assert verdicts(job) == ["failed"]
+    wait_for(lambda: nobody_is_left(cluster), timeout_s=10)
+
+
+def test_a_run_without_progress_is_given_up_with_a_code_of_its_own(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words = ["what=raise", "at_rank=1", "batch_size=10", "--nodes=2"]
+    job = submit(cluster, tmp_path, RECIPES / "trouble.py", *words)
+    assert job.wait() == "FAILED"
+    assert cluster.job(job.job)["ExitCode"] == "76:0"
+    assert verdicts(job) == ["failed", "failed"]
+    wait_for(lambda: "given up: the last start made no progress" in job.said)
+
+
+def test_two_jobs_on_the_same_nodes_do_not_meet(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["--nodes=2", "--sbatch", "overcommit"]
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    jobs = [submit(cluster, tmp_path / name, "digits", f"seed={seed}", "epochs=3", *words)
+            for seed, name in enumerate("ab")]  # fmt: skip
+    assert [job.wait() for job in jobs] == ["COMPLETED"] * 2, jobs[0].said + jobs[1].said
+    assert [job.result["world_size"] for job in jobs] == [2, 2]
+    assert jobs[0].farthest(jobs[1]) > 1e-3
+    first, second = (job.attempts[0] for job in jobs)
+    assert second.started < (first.ended or 0)  # at the same time
+
+
+def test_where_requeueing_is_forbidden_a_chain_goes_on(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = two_nodes(cluster, tmp_path, "--chain=3")
+    first, second, third = (int(one.id) for one in SlurmFolder(job.path / "slurm").jobs())
+    in_mid_epoch(job)
+    cluster.run("scancel", "--signal=USR1", "--batch", str(first))
+    assert job.wait() == "FAILED"
+    assert cluster.job(first)["ExitCode"] == "75:0"
+    assert cluster.wait(second, *ENDS, timeout_s=120) == "COMPLETED"
+    assert cluster.wait(third, *ENDS, timeout_s=120) == "COMPLETED"
+    assert verdicts(job) == ["timeout", "completed"]
+    assert is_the_same_run(job, undisturbed)
+
+
+def test_a_grid_is_an_array_with_a_run_for_each_point(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["digits", "epochs=1", "--grid", "learning_rate=0.1,0.01", "--grid", "seed=0,1"]
+    job = submit(cluster, tmp_path, *words, "--max-parallel=2")
+    folder = SlurmFolder(job.path / "slurm")
+    wait_for(lambda: all((job.path / str(task) / "result.json").exists() for task in range(4)),
+             timeout_s=180, every_s=0.5)  # fmt: skip
+    asked = [
+        json.loads((job.path / str(task) / "config.json").read_text())["hyperparameters"]
+        for task in range(4)
+    ]
+    assert [(one["learning_rate"], one["seed"]) for one in asked] == [
+        (0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)
+    ]  # fmt: skip
+    wait_for(lambda: "Done" in SlurmFolder(job.path / "3" / "slurm").outputs()[0].read_text())
+    assert SlurmFolder(job.path / "3" / "slurm").jobs()[0].name == f"{job.job}_3"
+    assert folder.jobs()[0].name == str(job.job)
+
+
+def test_odd_names_survive_and_an_edit_comes_too_late_for_a_job_that_waits(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = tmp_path / 'it\'s $(touch hacked) `x`; "ü" & 100%j #1'
+    folder.mkdir()
+    recipe = folder / "my recipe.py"
+    recipe.write_text((RECIPES / "trouble.py").read_text())
+    words = [
+        "--sbatch",
+        "hold",
+        "--job-name",
+        "a b' $(touch hacked) #ü",
+        "what=warn",
+        "batch_size=10",
+    ]
+    job = submit(cluster, folder, recipe, *words)
+    recipe.write_text("raise SystemExit('edited')")
+    cluster.run("scontrol", "release", str(job.job))
+    assert job.wait() == "COMPLETED", job.said
+    wait_for(lambda: "said by the recipe" in job.said)
+    assert not list(tmp_path.rglob("hacked*"))
+
+
+def test_a_stop_that_only_the_top_process_hears_stops_all(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    """What SLURM does with proctrack/cgroup: the first process of a step gets the signal alone."""
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    [top] = [p.pid for p in cluster.processes("n2") if "launcher job node" in p.command]
+    os.kill(top, signal.SIGUSR1)
+    job.wait("PENDING", timeout_s=30)
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["timeout", "completed"]
+    assert is_the_same_run(job, undisturbed)
+
+
+def test_no_secret_of_the_environment_is_written(cluster: Cluster, tmp_path: Path) -> None:
+    secret = secrets.token_hex(20)
+    words = ("submit", "digits", "epochs=1", "--run-dir", tmp_path / "r", "--json", "--no-checks")
+    env = cluster.env | {"WANDB_API_KEY": secret, "MY_TOKEN": secret}
+    done = launcher(*words, cwd=tmp_path, env=env)
+    job = Submitted(tmp_path / "r", cluster, int(json.loads(done.stdout)["jobs"][0]))
+    assert job.wait() == "COMPLETED", job.said
+    files = [path for path in job.path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if secret.encode() in path.read_bytes()]

@@ -46,8 +46,10 @@ def test_launcher_commands_run_and_say_what_is_shown(tmp_path: Path) -> None:
     for line, shown in commands():
         words = shlex.split(line)
         if words[0] != "launcher":
-            assert words[0] in ("pip", "uv", "sbatch"), f"who runs `{line}`?"
+            assert words[0] in ("pip", "uv"), f"who runs `{line}`?"
             continue
+        if words[1] == "submit" and "--local" not in words:
+            words.append("--dry-run")  # here is no cluster
         done = subprocess.run(
             [sys.executable, "-m", *words],
             cwd=tmp_path,
@@ -69,4 +71,4 @@ def test_files_named_in_the_readme_exist() -> None:
     assert tree
     for line in tree[1].splitlines():
         assert (PROJECT / line.split()[0]).is_dir()
-    assert (PROJECT / "slurm" / "job.sbatch").is_file()
+    assert (PROJECT / "slurm" / "README.md").is_file()
