@@ -42,6 +42,19 @@ COMMANDS = {
         "cli_doctor",
         "Check that training works here: packages, disk, clock, GPUs, processes and their network.",
     ),
+    "sync": (
+        "cli_tracking",
+        "Upload runs to W&B: those given, else all below ./runs that are not there yet.",
+    ),
+    "sweep": (
+        "cli_tracking",
+        "Start a W&B sweep from FILE, and run its trials on this machine.",
+    ),
+    "runs": (
+        "cli_runs",
+        "List the runs in FOLDER: state, step, metrics, age, and what they differ in.",
+    ),
+    "report": ("cli_runs", "Write one HTML page that shows RUN_DIR, or compares several."),
     "recipes": ("cli_recipes", "List the bundled recipes, show one, or copy one to edit."),
 }
 # What the launcher itself calls, in job scripts.

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from launcher import wandb_run
 from launcher.checkpoint_files import all_of, problem
 from launcher.config import describe as describe_run
 from launcher.config import new_run_path
@@ -56,6 +57,14 @@ _MAX_RESTARTS = click.option(
 )
 
 
+TRACKING = click.option(
+    "--tracking",
+    type=click.Choice(wandb_run.MODES),
+    help="Weights & Biases: online, offline (`launcher sync` uploads it later) or disabled. "
+    "[default: WANDB_MODE, else online where there are credentials, else offline]",
+)
+
+
 def _machines(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for several machines without SLURM."""
     for option in (
@@ -86,11 +95,11 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
 )
 @_machines
 @_MAX_RESTARTS
+@TRACKING
+@click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
+@click.option("--group", help="W&B group. [default: WANDB_RUN_GROUP]")
 @click.option(
-    "--tracking",
-    type=click.Choice(["disabled"]),
-    default="disabled",
-    help="Where metrics go besides the run directory.",
+    "--tag", "tags", multiple=True, help="W&B tag; may be repeated. [default: WANDB_TAGS]"
 )
 @click.pass_context
 def run(
@@ -105,7 +114,10 @@ def run(
     node_rank: int,
     rdzv_endpoint: str | None,
     max_restarts: int,
-    tracking: str,  # noqa: ARG001  # accepted from the start; other modes come with W&B
+    tracking: str | None,
+    project: str | None,
+    group: str | None,
+    tags: tuple[str, ...],
 ) -> None:
     """Train RECIPE: a bundled name or the path of a file.
 
@@ -129,9 +141,11 @@ def run(
     # Machine 0 makes the run directory; the others, which may not share its disk, keep a copy of
     # what they were told in its logs.
     spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
-    spec.create(
-        describe_run(file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu), file.source
+    tracked = wandb_run.tracking(file.name, tracking, project=project, group=group, tags=tags)
+    config_json = describe_run(
+        file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu, tracking=tracked
     )
+    spec.create(config_json, file.source)
     launch(Launch(folder, spec, nodes, ctx.args, max_restarts))
 
 
@@ -160,6 +174,7 @@ def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
 @click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
 @_machines
 @_MAX_RESTARTS
+@TRACKING
 def resume(
     run_dir: Path,
     words: tuple[str, ...],
@@ -170,6 +185,7 @@ def resume(
     node_rank: int,
     rdzv_endpoint: str | None,
     max_restarts: int,
+    tracking: str | None,
 ) -> None:
     """Continue the run in RUN_DIR from its newest valid checkpoint.
 
@@ -189,6 +205,8 @@ def resume(
     check(nodes)
     _refuse_restarts(nodes, max_restarts)
     config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
+    if tracking:
+        config["tracking"]["mode"] = tracking
     epochs = config["hyperparameters"]["epochs"]
     if is_completed(folder, epochs):
         click.echo(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from launcher import lifecycle, slurm
+from launcher import lifecycle, slurm_control
+from launcher.cli_run import TRACKING
 from launcher.errors import BadInput
 from launcher.launch import Nodes
 from launcher.run_dir import RunDir
-from launcher.slurm_job import Job, SlurmFolder
 from launcher.slurm_profile import sbatch_options
 
 # Options of sbatch that have a name of their own here; all others go through --sbatch.
@@ -75,6 +75,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--no-requeue", is_flag=True, help="End for good at the first end.")
 @click.option("--chain", type=click.IntRange(2), metavar="N",
               help="N dependent jobs, where a site forbids to requeue.")  # fmt: skip
+@TRACKING
 @click.option("--no-snapshot", is_flag=True, help="Run the code as it is when the job starts.")
 @click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
 @click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
@@ -91,6 +92,8 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
 
     if options["no_requeue"] and options["chain"]:
         raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
+    if options["follow"] and (options["grid"] or options["as_json"]):
+        raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
     wishes = submission.Wishes(
         recipe,
         words,
@@ -107,6 +110,7 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
         max_failures=options["max_failures"],
         snapshot=not options["no_snapshot"],
         checks=not options["no_checks"],
+        tracking=options["tracking"],
     )
     plan = submission.plan(wishes)
     for warning in plan.warnings:
@@ -123,26 +127,16 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
 
         sys.exit(slurm_local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0))
     jobs = submission.submit(plan, folder)
-    _say(jobs, plan.request.run_dir, as_json=options["as_json"])
-    if options["follow"] and not plan.wishes.grid:
-        _follow(folder, jobs)
-
-
-def _say(jobs: list[Job], run_dir: Path, *, as_json: bool) -> None:
-    shown = os.path.relpath(run_dir)
-    if as_json:
-        click.echo(json.dumps({"jobs": [job.id for job in jobs], "run_dir": str(run_dir)}))
-        return
-    click.echo(f"job {', '.join(job.id for job in jobs)}: {shown}")
-    click.echo(f"follow it with: launcher logs {shown} --follow")
-
-
-def _follow(folder: SlurmFolder, jobs: list[Job]) -> None:
-    for job in jobs:
-        state = slurm.follow(folder.output(job.name), job.name)
-        click.echo(f"job {job.name}: {state}", err=True)
-    if state != "COMPLETED":
-        sys.exit(1)
+    shown = os.path.relpath(plan.request.run_dir)
+    if options["as_json"]:
+        told = {"jobs": [job.id for job in jobs], "run_dir": str(plan.request.run_dir)}
+        click.echo(json.dumps(told))
+    else:
+        click.echo(f"job {', '.join(job.id for job in jobs)}: {shown}")
+        what = "status" if plan.wishes.grid else "logs --follow"
+        click.echo(f"follow it with: launcher {what} {shown}")
+    if options["follow"]:
+        sys.exit(0 if slurm_control.follow_run(plan.request.run_dir) == "completed" else 1)
 
 
 @click.group()

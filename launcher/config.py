@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launcher import wandb_run
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile
 
@@ -17,9 +19,18 @@ _PACKAGES = ("launcher", "torch", "torchvision", "accelerate", "numpy", "wandb")
 
 
 def describe(
-    file: RecipeFile, recipe: Recipe, *, nproc: int = 1, nnodes: int = 1, cpu: bool = False
+    file: RecipeFile,
+    recipe: Recipe,
+    *,
+    nproc: int = 1,
+    nnodes: int = 1,
+    cpu: bool = False,
+    tracking: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the contents of config.json, for `nproc` processes on each of `nnodes` machines."""
+    """Return the contents of config.json, for `nproc` processes on each of `nnodes` machines.
+
+    `tracking` is what `wandb_run.tracking` made; None: no tracking.
+    """
     return {
         "recipe": file.name,
         "recipe_path": str(file.path),
@@ -28,6 +39,7 @@ def describe(
         "world_size": nproc * nnodes,
         "nodes": nnodes,
         "cpu": cpu,
+        "tracking": tracking or wandb_run.tracking(file.name, "disabled"),
         "versions": {"python": platform.python_version()} | _versions(),
         "git": _git(file.path.parent),
         "command": sys.argv,

@@ -13,12 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from launcher import lock, mark
-from launcher.errors import BadInput, Interrupted, LauncherError, NodeFailed, TrainingFailed
+from launcher.errors import (
+    BadInput,
+    Interrupted,
+    LauncherError,
+    NodeFailed,
+    Stopped,
+    TrainingFailed,
+)
+from launcher.mirror import PATIENCE_S, Mirror
 from launcher.processes import PARENT
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_json
 from launcher.supervise import HangWatch, Supervisor
 from launcher.verdict import verdict
+from launcher.wandb_run import Ending
+
+_HASTE_S = 3.0  # for W&B, when the user wants out at once
 
 
 @dataclass(frozen=True)
@@ -151,35 +162,52 @@ class Launch:
 
 
 def launch(job: Launch) -> None:
-    """Run all processes of this machine to their end; raises how it ended unless it completed.
-
-    A failure is followed by another attempt, from the last checkpoint, up to `max_restarts` times;
-    but a run that fails again without a step that is new has a bug, which no restart mends.
-    """
+    """Run all processes of this machine to their end; raises how it ended unless it completed."""
     started = time.time()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         told = job.resumed or job.spec.read_config()
         if job.resumed and not job.managed:
             write_json(job.run.config, job.resumed)
             job.run.result.unlink(missing_ok=True)  # how the last session ended
-        supervisor, farthest = Supervisor(patient=job.managed), -1
-        for restarts_left in range(job.max_restarts, -1, -1):
-            error = _attempt(job, told, supervisor)
-            if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
-                break
-            before, farthest = farthest, max(farthest, _steps_done(job))
-            if farthest <= before:
-                again = "not restarted: it came no farther than the time before"
-                error = TrainingFailed(f"{error.message}\n{again}", hint=error.hint)
-                break
-            print(f"error: {error}\nrestarting; {restarts_left - 1} restarts left", file=sys.stderr)
-        if error is None:
-            return
+        mirrored = job.nodes.node_rank == 0 and not told.get("test")
+        mirror = Mirror.of(job.run) if mirrored else None
+        error = _attempts(job, told)
+        if error and job.run.config.exists() and not job.managed:
+            write_result(job.run, job.nodes.world_size, error, time.time() - started)
+        if mirror:
+            mirror.close(_ending(error), _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
         if isinstance(error, BadInput) and not job.resumed:
             job.spec.remove()  # where nothing was trained, nothing is left
-        if job.run.config.exists() and not job.managed:
-            write_result(job.run, job.nodes.world_size, error, time.time() - started)
-    raise error
+    if error:
+        raise error
+
+
+def _ending(error: LauncherError | None) -> Ending | None:
+    """Return W&B's word for how a run ended; None where nothing was trained."""
+    if isinstance(error, BadInput):
+        return None
+    if isinstance(error, Stopped):
+        return "preempted"
+    return "failed" if error else "finished"
+
+
+def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
+    """Start the processes until they complete; returns how they ended, None where they completed.
+
+    A failure is followed by another attempt, from the last checkpoint, up to `max_restarts` times;
+    but a run that fails again without a step that is new has a bug, which no restart mends.
+    """
+    supervisor, farthest = Supervisor(patient=job.managed), -1
+    for restarts_left in range(job.max_restarts, -1, -1):
+        error = _attempt(job, told, supervisor)
+        if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
+            break
+        before, farthest = farthest, max(farthest, _steps_done(job))
+        if farthest <= before:
+            again = "not restarted: it came no farther than the time before"
+            return TrainingFailed(f"{error.message}\n{again}", hint=error.hint)
+        print(f"error: {error}\nrestarting; {restarts_left - 1} restarts left", file=sys.stderr)
+    return error
 
 
 def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> LauncherError | None:

@@ -133,11 +133,9 @@ def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
     told = run.read_config()
     if _completed(run, told):
         return 0
-    check(nodes)
     try:
         with _scratch(env.get("LAUNCHER_SCRATCH")):
-            if SlurmFolder.of(run).asked()["checks"]:
-                vet(run, nodes, env.get("SLURMD_NODENAME", socket.gethostname()))
+            _look_at_node(run, nodes, env)
             launch(Launch(run, run, nodes, resumed=told, managed=True))
     except Stopped:
         return 0
@@ -268,6 +266,16 @@ def _forget_last_end(run: RunDir) -> None:
     run.result.unlink(missing_ok=True)
 
 
+def _look_at_node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> None:
+    """Raise NodeFailed where this node cannot train."""
+    try:
+        check(nodes)
+    except BadInput as error:  # it has too few GPUs
+        raise NodeFailed(error.message, hint="it is not like the others") from error
+    if SlurmFolder.of(run).asked()["checks"]:
+        vet(run, nodes, env.get("SLURMD_NODENAME", socket.gethostname()))
+
+
 @contextmanager
 def _scratch(place: str | None) -> Iterator[None]:
     """Have temporary files made on the node's own disk, and removed at the end."""
@@ -280,4 +288,5 @@ def _scratch(place: str | None) -> Iterator[None]:
             yield
     except FileNotFoundError as error:
         hint = "the profile names it as `scratch`"
-        raise BadInput(f"there is no folder {place} on this node", hint=hint) from error
+        host = socket.gethostname()
+        raise NodeFailed(f"there is no folder {place} on {host}", hint=hint) from error

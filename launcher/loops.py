@@ -1,7 +1,7 @@
 """The train and test loops: the algorithm of the quickstart, sharded and exact."""
 
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,24 +28,30 @@ def train_loop(run: Training, saver: Saver | None) -> None:
     run.trackers.progress(run.position)
     sampler.seek(progress.epoch, progress.steps_into_epoch)
     end = min(sampler.steps, run.most_steps or sampler.steps)
-    for shard in islice(run.train_loader, end - progress.steps_into_epoch):  # one global batch
+    run.times.start()
+    batches = islice(run.train_loader, end - progress.steps_into_epoch)
+    for shard in run.times.waiting(batches):  # one global batch
         run.marker.tick()
         seed_step(recipe.seed, progress.step, run.context.rank)
-        train_step(run, shard)
+        steps = progress.steps_into_epoch + 1
+        last = steps == end
+        report = last or steps % recipe.log_every == 0
+        train_step(run, shard, measure=report)
         progress.step += 1
-        progress.steps_into_epoch += 1
+        progress.steps_into_epoch = steps
         progress.samples_into_epoch += shard.size
+        run.times.end_step(shard.size)
         run.marker.step(progress.step)
-        last = progress.steps_into_epoch == end
-        report = last or progress.steps_into_epoch % recipe.log_every == 0
         if run.pulse.due() or report:
             exchange(run, saver, report=report)
         if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0 and not last:
             checkpoint(run, saver)
 
 
-def train_step(run: Training, shard: Shard) -> None:
+def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     """Make one optimizer step from one global batch; collective through DDP.
+
+    `measure` notes the step's learning rate and gradient norm for a report.
 
     DDP averages gradients over ranks whatever the sizes of their shards. So the loss is summed
     over the shard and scaled by world / (samples in the global batch): the average over ranks is
@@ -68,6 +74,8 @@ def train_step(run: Training, shard: Shard) -> None:
         _refuse_unused(run)
     if not run.recipe.counts_samples():
         _divide_by_count(run, shard.size, count)
+    if measure:
+        _measure(run)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.scheduler:
@@ -106,6 +114,13 @@ def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
             parameter.grad.mul_(factor.to(parameter.grad.dtype))
 
 
+def _measure(run: Training) -> None:
+    """Note learning rate and gradient norm, which all ranks have alike; nothing waits for them."""
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    run.measured.learning_rate = run.optimizer.param_groups[0]["lr"]
+    run.measured.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+
+
 def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     """Sum over ranks what they measured, and whether any wants to stop; collective.
 
@@ -114,13 +129,15 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     """
     own_failures = float(saver.failures if saver else 0)
     words = [float(run.stop.requested), run.pulse.elapsed_s(), own_failures]
-    totals, (stops, elapsed_s, failures) = _summed(run, words)
+    words += [run.times.elapsed_s(), run.times.data_s]
+    totals, (stops, elapsed_s, failures, *times) = _summed(run, words)
     run.pulse.beat(elapsed_s / run.context.world_size)
     if report:
         run.progress.epoch_loss += sum(totals.losses)
         run.progress.epoch_count += totals.count
-        run.trackers.report(_report("train", run, totals), run.position)
+        run.trackers.report(_train_report(run, totals, *times), run.position)
         run.sums.reset()
+        run.times.start()
     else:
         run.trackers.progress(run.position)
     if failures >= MOST_FAILURES:
@@ -176,10 +193,31 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     check_finite(totals, run.progress.step, run.progress.epoch, "the test loss after")
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
-    run.trackers.report(_report("test", run, totals), run.position)
+    epoch, step = run.progress.epoch, run.progress.step
+    report = Report("test", epoch, step, totals.samples, totals.loss, totals.accuracy)
+    run.trackers.report(report, run.position)
     return totals
 
 
-def _report(split: Literal["train", "test"], run: Training, totals: Totals) -> Report:
-    epoch, step = run.progress.epoch, run.progress.step
-    return Report(split, epoch, step, totals.samples, totals.loss, totals.accuracy)
+def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float) -> Report:
+    """Return a report of training; the times are sums over ranks of their seconds since the last.
+
+    Reading the norm from the device costs nothing here: the sums have just been read.
+    """
+    context, times, measured = run.context, run.times, run.measured
+    mean_s = max(elapsed_s / context.world_size, 1e-9)
+    norm, on_gpu = measured.gradient_norm, context.device.type == "cuda"
+    return Report(
+        split="train",
+        epoch=run.progress.epoch,
+        step=run.progress.step,
+        samples=totals.samples,
+        loss=totals.loss,
+        accuracy=totals.accuracy,
+        learning_rate=None if measured.learning_rate is None else float(measured.learning_rate),
+        gradient_norm=None if norm is None else float(norm),
+        samples_per_second=times.samples / mean_s,
+        step_time=mean_s / max(times.steps, 1),
+        data_wait=data_s / max(elapsed_s, 1e-9),
+        gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
+    )

@@ -71,6 +71,7 @@ class Recipe:
     keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
     find_unused_parameters: bool = False  # allow parameters that take no part in the loss
     hang_timeout: float = 600.0  # seconds without progress after which the run is ended
+    log_model: bool = False  # upload the final weights to W&B, as an artifact
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

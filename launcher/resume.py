@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher import checkpoint_files
+from launcher import checkpoint_files, wandb_run
 from launcher.checkpoint_files import Checkpoint
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure
@@ -41,11 +41,13 @@ def resumed(
 
     Raises BadInput where a hyperparameter other than `epochs` would change, with the difference.
     """
-    told = run.read_config()
+    told = {"tracking": wandb_run.tracking(run.path.name, "disabled")} | run.read_config()
     recipe_type = outline(recipe_of(run))
     before = told["hyperparameters"]
     after = configure(recipe_type, str(run.recipe), before | overrides).hyperparameters()
-    changes = {k: [before.get(k), v] for k, v in after.items() if before.get(k) != v}
+    # A hyperparameter that the run did not know, at its default, came with a newer launcher.
+    known = before.keys() | overrides.keys()
+    changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
     others = [k for k in changes if k != "epochs"]
     if others and not allow_changes:
         shown = ", ".join(f"{k} from {changes[k][0]} to {changes[k][1]}" for k in others)

@@ -68,6 +68,16 @@ class RunDir:
         """How that code differs from its git commit."""
         return self.path / "snapshot.diff"
 
+    @property
+    def wandb_state(self) -> Path:
+        """What is known of the run's upload to W&B: its address, and whether all has arrived."""
+        return self.path / "wandb.json"
+
+    @property
+    def wandb_log(self) -> Path:
+        """What W&B's client said."""
+        return self.logs / "wandb.log"
+
     def log(self, rank: int) -> Path:
         """What one rank said."""
         return self.logs / f"rank-{rank}.log"
@@ -125,7 +135,8 @@ class RunDir:
         """
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
-        own = [self.recipe, self.config, self.metrics, self.result, self.lock, self.snapshot_diff]
+        own = [self.recipe, self.config, self.metrics, self.result, self.lock]
+        own += [self.snapshot_diff, self.wandb_log]
         own += [*self.logs.glob("rank-*"), *self.logs.glob("node-*.*")]
         with suppress(OSError):  # a name of ours that is somebody's folder stays
             for file in own:

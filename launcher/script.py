@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from launcher import config, lock
+from launcher import config, lock, wandb_run
 from launcher.context import Context
 from launcher.errors import LauncherError, RecipeError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure, split_overrides, table
+from launcher.mirror import Mirror
 from launcher.prepare import prepare
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find
 from launcher.record import Record, logged, write_result
 from launcher.run_dir import RunDir
 from launcher.tracking import ConsoleTracker, Trackers
+from launcher.wandb_run import ENDINGS
 from launcher.worker import ended, last_words, train, work
 
 
@@ -88,7 +90,13 @@ def _run_as_script(
     error: LauncherError | None = None
     if context.rank == 0:
         nodes = context.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        description = config.describe(file, recipe, nproc=context.world_size // nodes, nnodes=nodes)
+        description = config.describe(
+            file,
+            recipe,
+            nproc=context.world_size // nodes,
+            nnodes=nodes,
+            tracking=wandb_run.tracking(file.name),
+        )
         try:
             run.create(description, file.source)
         except LauncherError as caught:
@@ -97,11 +105,16 @@ def _run_as_script(
     if context.agree(error is not None):
         return error.exit_code if error else 1
     record, started = Record.started(context.rank), time.time()
-    locked = lock.held(run) if context.rank == 0 else nullcontext()
-    with locked, logged(run, context.rank, supervised=False) as log:
-        code = ended(record, run, log, lambda: work(recipe, run, context, file.source))
-    if code:
-        _say_how_it_ended(record, run, context, time.time() - started)
+    with lock.held(run) if context.rank == 0 else nullcontext():
+        mirror = Mirror.of(run) if context.rank == 0 else None
+        with logged(run, context.rank, supervised=False) as log:
+            code = ended(record, run, log, lambda: work(recipe, run, context, file.source))
+        if code:
+            _say_how_it_ended(record, run, context, time.time() - started)
+        if mirror:
+            mirror.close(None if record.users_mistake else ENDINGS[record.state])
+        if record.users_mistake and context.rank == 0:
+            run.remove()
     return code
 
 
@@ -109,10 +122,7 @@ def _say_how_it_ended(record: Record, run: RunDir, context: Context, seconds: fl
     """Do what the launcher does where there is one, as far as this rank knows."""
     if record.first_cause and (context.rank == 0 or record.traceback):
         print(f"error: {record.users_frames or record.error}", file=sys.stderr)
-    if context.rank > 0:
-        return
-    if record.users_mistake:
-        run.remove()
+    if context.rank > 0 or record.users_mistake:
         return
     ending = Stopped if record.state == "stopped" else TrainingFailed
     write_result(run, context.world_size, ending(record.error), seconds)

@@ -1,21 +1,13 @@
-"""Talk to SLURM: check scripts, submit them, ask how a job is, follow its log."""
+"""Talk to SLURM: check scripts and submit them."""
 
 import os
-import re
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import BadInput, LauncherError
-
-ENDED = {
-    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
-    *("REVOKED", "TIMEOUT"),
-}
-_LOOK_S = 1.0  # between two looks at a job that is followed
-_SLOW_S = 10.0  # when it has not moved for a while: a controller has other things to do
+from launcher.slurm_job import Job, SlurmFolder
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
@@ -58,42 +50,16 @@ def submit(script: Path, *options: str) -> str:
     return done.stdout.strip().split(";")[0]
 
 
-def states(job: str) -> dict[str, str]:
-    """Return the state of a job, of all its tasks where it is an array, by name; {} if unknown."""
-    done = _client("squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"-j{job}")
-    lines = [line.split() for line in done.stdout.splitlines()]
-    if not lines:  # it has ended and is forgotten by squeue, maybe not by the controller
-        done = _client("scontrol", "show", "job", "-o", job)
-        lines = re.findall(r"JobId=(\d+).*? JobState=(\S+)", done.stdout)
-    return {line[0]: line[1] for line in lines if len(line) > 1}
-
-
-def follow(log: Path, job: str) -> str:
-    """Print what is added to a job's batch log until the job has ended; returns its last state."""
-    position, pause_s, last = 0, _LOOK_S, "PENDING"
-    while True:
-        now = states(job).get(job)
-        position, moved = _print_from(log, position)
-        if now is None or now in ENDED:
-            time.sleep(_LOOK_S)  # the last lines may come after the job's end
-            _print_from(log, position)
-            return now or last
-        pause_s = _LOOK_S if moved or now != last else min(1.5 * pause_s, _SLOW_S)
-        last = now
-        time.sleep(pause_s)
-
-
-def _print_from(path: Path, position: int) -> tuple[int, bool]:
-    """Print a file from a position on; returns its end, and whether there was anything."""
-    try:
-        with path.open("rb") as file:
-            file.seek(position)
-            added = file.read()
-    except FileNotFoundError:
-        return position, False
-    sys.stdout.write(added.decode(errors="replace"))
-    sys.stdout.flush()
-    return position + len(added), bool(added)
+def submit_chain(
+    folder: SlurmFolder, script: Path, options: Sequence[str], links: int, task: int | None = None
+) -> list[Job]:
+    """Submit a script so many times, each to start after the one before; notes the jobs."""
+    jobs: list[Job] = []
+    for _ in range(max(1, links)):
+        after = [f"--dependency=afterany:{jobs[-1].id}"] if jobs else []
+        jobs.append(Job(submit(script, *options, *after), time.time(), task))
+        folder.add_job(jobs[-1])
+    return jobs
 
 
 def _client(*words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":

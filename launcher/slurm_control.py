@@ -157,12 +157,7 @@ def _submit(
         ]
         limit = asked["array"].partition("%")[2]
         words.append(f"--array={','.join(tasks)}" + (f"%{limit}" if limit else ""))
-    jobs: list[Job] = []
-    for _ in range(asked.get("chain") or 1):
-        after = [f"--dependency=afterany:{jobs[-1].id}"] if jobs else []
-        jobs.append(Job(slurm.submit(script, *words, *after), time.time(), task))
-        folder.add_job(jobs[-1])
-    return jobs
+    return slurm.submit_chain(folder, script, words, asked["chain"], task)
 
 
 def is_live(path: Path) -> bool:
@@ -199,6 +194,12 @@ def follow(log: Callable[[], Path], lives: Callable[[], bool]) -> None:
         if (now := log()) != path:
             _print_from(path, position)
             path, position = now, 0
+
+
+def follow_run(path: Path) -> str:
+    """Print the batch logs of a run's jobs until the last has ended; returns its state then."""
+    follow(lambda: log_of(path, None), lambda: is_live(path))
+    return statuses([path])[0].state
 
 
 def _print_from(path: Path, position: int) -> int:

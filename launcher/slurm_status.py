@@ -13,9 +13,14 @@ from pathlib import Path
 from launcher.errors import BadInput, RunDirError
 from launcher.run_dir import RunDir
 from launcher.runs import RunSummary, summary
-from launcher.slurm import ENDED, environment
+from launcher.slurm import environment
 from launcher.slurm_job import Attempt, SlurmFolder
 
+# SLURM's words for a job that has ended.
+ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("REVOKED", "TIMEOUT"),
+}
 _IDS_AT_ONCE = 500
 _ANSWER_S = 60
 

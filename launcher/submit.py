@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from launcher import slurm, slurm_profile, slurm_render, snapshot
+from launcher import slurm, slurm_profile, slurm_render, snapshot, wandb_run
 from launcher.config import describe, new_run_path
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure, split_overrides
@@ -43,6 +43,7 @@ class Wishes:
     max_failures: int = 3
     snapshot: bool = True
     checks: bool = True  # of the nodes, before each start
+    tracking: str | None = None
 
 
 class Point(NamedTuple):
@@ -164,9 +165,9 @@ def make(plan: Plan) -> SlurmFolder:
         plan.request.run_dir.mkdir(parents=True)
         folder.path.mkdir()
         request, facts = _snapshot(plan)
+        shared = _config(plan) | facts
         for task, point in enumerate(plan.points):
-            config = _config(plan, point) | facts
-            point.run.create(config, plan.file.source)
+            point.run.create(shared | _own_config(plan, point.recipe), plan.file.source)
             if plan.wishes.grid:
                 own = SlurmFolder.of(point.run)
                 own.path.mkdir()
@@ -183,17 +184,12 @@ def make(plan: Plan) -> SlurmFolder:
 
 def submit(plan: Plan, folder: SlurmFolder) -> list[Job]:
     """Hand the job to SLURM, and the rest of its chain, each to start after the one before."""
-    jobs: list[Job] = []
     try:
-        for _ in range(plan.wishes.chain or 1):
-            after = [f"--dependency=afterany:{jobs[-1].id}"] if jobs else []
-            jobs.append(Job(slurm.submit(folder.batch, *after), time.time()))
-            folder.add_job(jobs[-1])
+        return slurm.submit_chain(folder, folder.batch, [], plan.wishes.chain)
     except BaseException:
-        if not jobs:
+        if not folder.jobs():
             shutil.rmtree(plan.request.run_dir, ignore_errors=True)
         raise
-    return jobs
 
 
 def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
@@ -207,9 +203,20 @@ def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
         yield configure(recipe_type, wishes.recipe, overrides | point)
 
 
-def _config(plan: Plan, point: Point) -> dict[str, Any]:
-    nodes = nodes_of(plan.settings)
-    return describe(plan.file, point.recipe, nproc=plan.request.nproc, nnodes=nodes, cpu=plan.cpu)
+def _config(plan: Plan) -> dict[str, Any]:
+    """Return what config.json says of all runs alike."""
+    recipe, nproc = plan.points[0].recipe, plan.request.nproc
+    return describe(plan.file, recipe, nproc=nproc, nnodes=plan.nodes, cpu=plan.cpu)
+
+
+def _own_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
+    """Return what config.json says of one run: the runs of a grid are a group in W&B."""
+    group = plan.request.run_dir.name if plan.wishes.grid else None
+    return {
+        "hyperparameters": recipe.hyperparameters(),
+        "seed": recipe.seed,
+        "tracking": wandb_run.tracking(plan.file.name, plan.wishes.tracking, group=group),
+    }
 
 
 def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:

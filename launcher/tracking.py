@@ -26,6 +26,13 @@ class Report:
     loss: float
     accuracy: float | None  # 0 to 1
     time: float = field(default_factory=time.time)  # seconds since 1970
+    # Of training alone:
+    learning_rate: float | None = None  # of the last step
+    gradient_norm: float | None = None  # of the last step, over all parameters
+    samples_per_second: float | None = None  # all ranks together, since the last report
+    step_time: float | None = None  # seconds, mean since the last report
+    data_wait: float | None = None  # share of that time that a rank waited for data
+    gpu_memory: int | None = None  # bytes, the most that rank 0 has allocated
 
 
 @dataclass(frozen=True)

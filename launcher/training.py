@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -13,6 +13,7 @@ from launcher.faults import Pulse, StopRequest
 from launcher.mark import Marker
 from launcher.metrics import Sums, Totals
 from launcher.recipe import Recipe
+from launcher.timing import StepTimes
 from launcher.tracking import Position, Trackers
 
 
@@ -45,6 +46,14 @@ class Progress:
 
 
 @dataclass
+class Measured:
+    """What the last step before a report was made with."""
+
+    learning_rate: float | Tensor | None = None
+    gradient_norm: Tensor | None = None  # (), on the device
+
+
+@dataclass
 class Training:
     """What the loops work on: one rank's view of the run."""
 
@@ -61,6 +70,8 @@ class Training:
     marker: Marker
     trackers: Trackers = field(default_factory=Trackers)
     pulse: Pulse = field(default_factory=Pulse)
+    times: StepTimes = field(default_factory=StepTimes)
+    measured: Measured = field(default_factory=Measured)
     progress: Progress = field(default_factory=Progress)
     most_steps: int | None = None  # of each loop, for debugging
 

@@ -54,8 +54,9 @@ class Submitted(Run):
         return rows[-1]["step"] if rows else 0
 
     @property
-    def result_if_any(self) -> bool:
-        return (self.path / "result.json").exists()
+    def completed(self) -> bool:
+        result = self.path / "result.json"
+        return result.exists() and self.result["state"] == "completed"
 
     def wait(self, *states: str, timeout_s: float = 120) -> str:
         try:
@@ -108,7 +109,7 @@ def two_nodes(cluster: Cluster, folder: Path, *words: object, step_s: float = 0.
 
 def in_mid_epoch(job: Submitted) -> Submitted:
     """A job that has come to somewhere in its second epoch."""
-    wait_for(lambda: job.step >= 28 or bool(job.result_if_any), timeout_s=120)
+    wait_for(lambda: job.step >= 28 or job.completed, timeout_s=120)
     assert 0 < job.step < 60, job.said
     return job
 
@@ -124,13 +125,16 @@ def verdicts(job: Submitted) -> list[str | None]:
 def test_a_job_that_slurm_warns_is_requeued_and_ends_as_if_nothing_had_been(
     cluster: Cluster, tmp_path: Path, undisturbed: Run
 ) -> None:
-    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    job = in_mid_epoch(two_nodes(cluster, tmp_path, "--tracking=offline"))
     cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
     job.wait("PENDING", timeout_s=30)
     assert job.wait() == "COMPLETED", job.said
     assert verdicts(job) == ["timeout", "completed"]
     assert is_the_same_run(job, undisturbed)
-    assert nobody_is_left(cluster)
+    wait_for(lambda: nobody_is_left(cluster), timeout_s=10)
+    pieces = [path.name.rpartition("-")[2] for path in job.path.glob("wandb/offline-run-*")]
+    assert len(pieces) == 2  # one of each start, and one run
+    assert len(set(pieces)) == 1
 
 
 def test_a_time_limit_is_lived_through(cluster: Cluster, tmp_path: Path, undisturbed: Run) -> None:
@@ -247,22 +251,22 @@ def test_where_requeueing_is_forbidden_a_chain_goes_on(
     assert is_the_same_run(job, undisturbed)
 
 
-def test_a_grid_is_an_array_with_a_run_for_each_point(cluster: Cluster, tmp_path: Path) -> None:
-    words = ["digits", "epochs=1", "--grid", "learning_rate=0.1,0.01", "--grid", "seed=0,1"]
-    job = submit(cluster, tmp_path, *words, "--max-parallel=2")
-    folder = SlurmFolder(job.path / "slurm")
-    wait_for(lambda: all((job.path / str(task) / "result.json").exists() for task in range(4)),
-             timeout_s=180, every_s=0.5)  # fmt: skip
-    asked = [
-        json.loads((job.path / str(task) / "config.json").read_text())["hyperparameters"]
-        for task in range(4)
-    ]
-    assert [(one["learning_rate"], one["seed"]) for one in asked] == [
-        (0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)
-    ]  # fmt: skip
-    wait_for(lambda: "Done" in SlurmFolder(job.path / "3" / "slurm").outputs()[0].read_text())
-    assert SlurmFolder(job.path / "3" / "slurm").jobs()[0].name == f"{job.job}_3"
-    assert folder.jobs()[0].name == str(job.job)
+def test_a_grid_is_an_array_whose_tasks_are_requeued_one_by_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words = [CURVE, *WORDS, "step_s=0.15", "--grid", "seed=0,1", "--max-parallel=2"]
+    array = submit(cluster, tmp_path, *words)
+    first, second = (Submitted(array.path / str(task), cluster, 0) for task in range(2))
+    wait_for(lambda: second.step >= 28, timeout_s=120)
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{array.job}_1")
+    wait_for(lambda: first.completed and second.completed, timeout_s=180, every_s=0.5)
+    assert verdicts(first) == ["completed"]
+    assert verdicts(second) == ["timeout", "completed"]
+    assert first.farthest(second) > 1e-3
+    [job] = SlurmFolder(second.path / "slurm").jobs()
+    assert job.name == f"{array.job}_1"
+    [log] = SlurmFolder(second.path / "slurm").outputs()
+    assert "Done: test accuracy" in log.read_text()
 
 
 def test_odd_names_survive_and_an_edit_comes_too_late_for_a_job_that_waits(
@@ -311,3 +315,35 @@ def test_no_secret_of_the_environment_is_written(cluster: Cluster, tmp_path: Pat
     files = [path for path in job.path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_a_node_that_failed_its_checks_is_left_out_by_the_next_start(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # What `doctor.vet` does on a bad node, in shell: n1 is the one that a job gets first.
+    lines = """
+        node_setup = ['if [ "$SLURMD_NODENAME" = n1 ]; then mkdir -p "$1/slurm/bad-nodes"',
+                      'echo "disk full" > "$1/slurm/bad-nodes/n1.txt"; exit 1; fi']
+    """
+    (tmp_path / "site.toml").write_text(lines)
+    job = submit(cluster, tmp_path, "digits", "epochs=1", "--profile", tmp_path / "site.toml")
+    assert job.wait() == "COMPLETED", job.said
+    assert [(one.nodes, one.bad_nodes) for one in job.attempts] == [("n1", ["n1"]), ("n2", [])]
+    assert cluster.job(job.job)["ExcNodeList"] == "n1"
+
+
+def test_what_slurm_would_refuse_is_refused_before_anything_is_written(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = launcher("submit", "digits", "--partition=nowhere", cwd=tmp_path, env=cluster.env)
+    assert done.returncode == 2
+    assert "sbatch refuses the job: " in done.stderr
+    assert "invalid partition" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_can_be_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["submit", "digits", "epochs=1", "--no-checks", "--follow", "--run-dir", "r"]
+    done = launcher(*words, cwd=tmp_path, env=cluster.env)
+    assert done.returncode == 0, done.stderr
+    assert "Done: test accuracy" in done.stdout

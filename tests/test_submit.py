@@ -70,6 +70,14 @@ def test_a_mistake_is_found_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_grid_has_a_run_for_each_combination_the_last_key_moving_fastest() -> None:
+    plan = submit.plan(wishes(grid=["learning_rate=0.1,0.01", "seed=0,1"], max_parallel=2))
+    found = [(one.recipe.learning_rate, one.recipe.seed) for one in plan.points]
+    assert found == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
+    assert [one.run.path.name for one in plan.points] == ["0", "1", "2", "3"]
+    assert plan.request.array == "0-3%2"
+
+
 def test_a_template_that_bash_cannot_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "node.sh.j2").write_text("if true; then\n")
     with pytest.raises(BadInput, match="bash cannot read the rendered node script"):

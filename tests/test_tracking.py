@@ -18,7 +18,20 @@ from launcher.tracking import (
     accuracy_words,
 )
 
-TRAIN = Report("train", epoch=0, step=1, samples=64, loss=2.302585, accuracy=0.125, time=5.0)
+TRAIN = Report(
+    "train",
+    epoch=0,
+    step=1,
+    samples=64,
+    loss=2.302585,
+    accuracy=0.125,
+    time=5.0,
+    learning_rate=0.1,
+    gradient_norm=2.5,
+    samples_per_second=640.0,
+    step_time=0.1,
+    data_wait=0.25,
+)
 TEST = Report("test", epoch=0, step=9, samples=360, loss=0.5, accuracy=0.981, time=6.0)
 POSITION = Position(epoch=0, epochs=2, done=64, size=1437)
 
@@ -75,6 +88,12 @@ def test_a_report_is_a_line_of_json_as_soon_as_it_is_made(tmp_path: Path) -> Non
             "loss": 2.302585,
             "accuracy": 0.125,
             "time": 5.0,
+            "learning_rate": 0.1,
+            "gradient_norm": 2.5,
+            "samples_per_second": 640.0,
+            "step_time": 0.1,
+            "data_wait": 0.25,
+            "gpu_memory": None,
         }
     ]
     file.progress(POSITION)

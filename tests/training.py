@@ -52,7 +52,9 @@ class Run:
 def clean_environment() -> dict[str, str]:
     """The environment without what a surrounding run or scheduler may have set."""
     ours = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_", "TORCHELASTIC_", "OMP_NUM_THREADS")
-    return {k: v for k, v in os.environ.items() if not k.startswith((*ours, "ACCELERATE_"))}
+    others = ("ACCELERATE_", "WANDB_")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith((*ours, *others))}
+    return clean | {"WANDB_MODE": "disabled"}  # but where a test is about W&B
 
 
 def command(
@@ -94,12 +96,14 @@ def many_runs(folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]])
 
 
 @contextmanager
-def started(*words: object, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+def started(
+    *words: object, cwd: Path, env: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
     """`launcher …` in the background; killed at the end if it still runs."""
     process = subprocess.Popen(
         [sys.executable, "-m", "launcher", *map(str, words)],
         cwd=cwd,
-        env=clean_environment(),
+        env=clean_environment() | dict(env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

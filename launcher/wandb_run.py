@@ -1,0 +1,143 @@
+"""What W&B is told of a run: its id and names, its rows, its summary. Never imports wandb."""
+
+import netrc
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+Mode = Literal["online", "offline", "disabled"]
+MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
+Ending = Literal["finished", "failed", "preempted"]
+# W&B's word for each state of a result.json.
+ENDINGS: Mapping[str, Ending] = {
+    "completed": "finished",
+    "stopped": "preempted",
+    "failed": "failed",
+}
+
+# Where each field of metrics.jsonl stands on the run's page; `split` becomes the prefix of others.
+_PAGE = {
+    "loss": "{split}/loss",
+    "accuracy": "{split}/accuracy",
+    "samples": "{split}/samples",
+    "step": "trainer/step",
+    "epoch": "trainer/epoch",
+    "time": "trainer/time",
+    "learning_rate": "trainer/learning_rate",
+    "gradient_norm": "trainer/gradient_norm",
+    "samples_per_second": "speed/samples_per_second",
+    "step_time": "speed/step_time",
+    "data_wait": "speed/data_wait",
+    "gpu_memory": "speed/gpu_memory",
+}
+_RECORDED = ("recipe", "world_size", "nodes", "cpu", "versions", "git", "snapshot", "host")
+_PROJECT_LENGTH = 128  # W&B takes no longer name
+
+
+def tracking(
+    recipe: str,
+    asked: str | None = None,
+    *,
+    project: str | None = None,
+    group: str | None = None,
+    tags: Iterable[str] = (),
+    env: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """Return what config.json keeps about tracking: one id for the run, whatever becomes of it.
+
+    Names come from the arguments, else from W&B's environment variables. Without `asked` and
+    WANDB_MODE the mode is online where there are credentials, else offline.
+    """
+    return {
+        "mode": mode_of(asked, env),
+        "run_id": env.get("WANDB_RUN_ID") or secrets.token_hex(6),
+        "project": project or env.get("WANDB_PROJECT") or recipe[:_PROJECT_LENGTH],
+        "entity": env.get("WANDB_ENTITY"),
+        "group": group or env.get("WANDB_RUN_GROUP"),
+        "tags": [*tags] or [tag for tag in env.get("WANDB_TAGS", "").split(",") if tag],
+        "notes": env.get("WANDB_NOTES"),
+        "sweep_id": env.get("WANDB_SWEEP_ID"),
+    }
+
+
+def mode_of(asked: str | None, env: Mapping[str, str] = os.environ) -> Mode:
+    """Return the mode that was asked for, by option or WANDB_MODE, else what can be done."""
+    wanted = asked or env.get("WANDB_MODE", "").lower()
+    if wanted in MODES:
+        return wanted
+    return "online" if has_credentials(env) else "offline"
+
+
+def has_credentials(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether `wandb login` was done for the server that W&B would talk to, or a key is set."""
+    if env.get("WANDB_API_KEY") or env.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    file = Path(env.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(file).authenticators(urlparse(_server(env)).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _server(env: Mapping[str, str]) -> str:
+    """Return the address of W&B's server: from the environment, else from `wandb login --host`."""
+    if address := env.get("WANDB_BASE_URL"):
+        return address
+    folder = Path(env.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    settings = ConfigParser()
+    try:
+        settings.read(folder / "settings", encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return "https://api.wandb.ai"
+    return settings.get("default", "base_url", fallback="https://api.wandb.ai")
+
+
+def config_of(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config on the run's page: hyperparameters by their names, and where it ran."""
+    parameters: dict[str, Any] = told["hyperparameters"]
+    recorded = {key: told[key] for key in _RECORDED if key in told}
+    batches = {
+        "global_batch_size": parameters.get("batch_size"),
+        "micro_batch_size": parameters.get("micro_batch_size"),
+    }
+    return recorded | batches | parameters
+
+
+def history_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of metrics.jsonl as the page shows it; what is null is left out."""
+    split = row["split"]
+    return {
+        _PAGE.get(field, f"{split}/{field}").format(split=split): value
+        for field, value in row.items()
+        if field != "split" and value is not None
+    }
+
+
+def position(row: Mapping[str, Any]) -> int:
+    """Return where a row stands in the history of a run, growing from row to row.
+
+    A test comes after the training report of the same step. It is a function of the row, so what
+    has arrived says what is missing, and a row that is sent again is known by its place.
+    """
+    return 2 * int(row["step"]) + int(row["split"] == "test")
+
+
+def summary_of(rows: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page's summary says beside the last values: the best test, and the end."""
+    tests = [row for row in rows if row["split"] == "test" and row["loss"] is not None]
+    summary = {f"final/{key}": value for key, value in result.items() if value is not None}
+    if not tests:
+        return summary
+    best = max(tests, key=_score)
+    fields = ("accuracy", "loss", "step", "epoch")
+    return summary | {f"best/{field}": best[field] for field in fields if best[field] is not None}
+
+
+def _score(test: Mapping[str, Any]) -> float:
+    """How good a test was, larger is better: its accuracy, else minus its loss."""
+    return float(-test["loss"] if test["accuracy"] is None else test["accuracy"])

@@ -1,0 +1,31 @@
+"""What a run goes on with."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.config import describe
+from launcher.errors import BadInput
+from launcher.hyperparameters import configure
+from launcher.launch import Nodes
+from launcher.recipe_file import find, outline
+from launcher.resume import resumed
+from launcher.run_dir import RunDir
+
+
+def made(folder: Path, without: str) -> RunDir:
+    """A run that was made when its recipe had no such hyperparameter."""
+    file = find("digits")
+    config = describe(file, configure(outline(file), "digits", {}))
+    del config["hyperparameters"][without]
+    run = RunDir(folder / "r")
+    run.create(config, file.source)
+    return run
+
+
+def test_a_hyperparameter_that_came_with_a_newer_launcher_is_no_change(tmp_path: Path) -> None:
+    run = made(tmp_path, without="keep_best")
+    told = resumed(run, {}, Nodes(1), allow_changes=False)
+    assert told["hyperparameters"]["keep_best"] == 1
+    with pytest.raises(BadInput, match="keep_best from None to 7"):
+        resumed(run, {"keep_best": "7"}, Nodes(1), allow_changes=False)
