@@ -37,8 +37,9 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows]))
         return
+    width = max((len(row.run_dir) for row in rows), default=0)
     for row in rows:
-        click.echo(_line(row, width=max(len(row.run_dir) for row in rows)))
+        click.echo(_line(row, width))
     counts = Counter(row.state for row in rows)
     if len(rows) > 1:
         click.echo(", ".join(f"{count} {state}" for state, count in counts.most_common()))

@@ -5,8 +5,8 @@ ones that git doesn't ignore, submodules too; elsewhere the recipe's folder with
 caches, virtual environments and run directories. Whatever else lies beside it (data, `runs`,
 `.venv`) is a link to the original, so that relative paths lead where they led before.
 
-Files that look like credentials (`.env`, `*.pem`) and are not tracked are links as well: the job
-finds them, and the run directory, which people share, holds no copy. What is tracked is copied.
+Untracked files that look like credentials (`.env`, `*.pem`) are links, too: the job finds them, and
+the run directory, which people share, holds no copy. What is tracked is copied.
 """
 
 import json
@@ -213,14 +213,13 @@ def _parents(name: str) -> list[str]:
 def _left_out(root: Path, sizes: Iterable[str]) -> list[str]:
     """Return what lies in the folders of the copy without being copied."""
     folders = {".", *(parent for name in sizes for parent in _parents(name))}
-    there = {*sizes, *folders}
-    names = [
+    names = {
         os.path.normpath(f"{folder}/{entry.name}")
-        for folder in sorted(folders)
+        for folder in folders
         for entry in os.scandir(root / folder)
         if entry.name not in _NEVER_LINKED
-    ]
-    return [name for name in names if name not in there]
+    }
+    return sorted(names.difference(sizes, folders))
 
 
 def _check_size(sizes: dict[str, int], links: list[str]) -> None:
@@ -262,10 +261,8 @@ def _made(run: RunDir) -> Iterator[Path]:
         with suppress(OSError):  # it is not empty: it was there before
             run.path.rmdir()
         if isinstance(error, OSError):
-            raise RunDirError(
-                f"the code cannot be copied to `{run.snapshot}`: {error}",
-                hint=_HINT,
-            ) from error
+            what = f"the code cannot be copied to `{run.snapshot}`: {error}"
+            raise RunDirError(what, hint=_HINT) from error
         raise
 
 
@@ -296,8 +293,8 @@ def _git(folder: Path, *words: str) -> str:
 
 def _git_bytes(folder: Path, *words: str) -> bytes:
     # No locks: the user may be at work in this tree. English: an error is told by its words.
-    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # in a hook: of another tree
-        env.pop(name, None)
+    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # in a hook: of another tree
+    env = {name: value for name, value in os.environ.items() if name not in others}
+    env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     argv = ["git", "-C", str(folder), *words]
     return subprocess.run(argv, env=env, capture_output=True, check=True).stdout

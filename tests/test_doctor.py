@@ -240,10 +240,12 @@ def test_what_happens_to_a_process_is_said(
 
 @pytest.mark.slow
 def test_a_sound_node_is_let_train_and_a_bad_one_is_noted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDir(tmp_path)
-    vet(run, Nodes(1, cpu=True), "n1")
+    vet(run, Nodes(2, cpu=True), "n1")
+    assert "processes: 2 of 2 came up in " in (said := capsys.readouterr().out)
+    assert "all-reduce: 17 MB at " in said
     assert SlurmFolder.of(run).bad_nodes() == {}
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(socket, "gethostname", lambda: "nobody.invalid")
