@@ -4,12 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from launcher import lifecycle, slurm_control
+from launcher import lifecycle, slurm_control, slurm_local
 from launcher.cli_run import TRACKING
 from launcher.errors import BadInput
 from launcher.launch import Nodes
@@ -90,41 +91,21 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     """
     from launcher import submit as submission  # noqa: PLC0415  # brings Jinja, which is not light
 
-    if options["no_requeue"] and options["chain"]:
-        raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
     if options["follow"] and (options["grid"] or options["as_json"]):
         raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
-    wishes = submission.Wishes(
-        recipe,
-        words,
-        sbatch_of(options),
-        grid=options["grid"],
-        max_parallel=options["max_parallel"],
-        nproc=options["nproc"],
-        run_dir=options["run_dir"],
-        profile=options["profile"],
-        template=options["template"],
-        restart="chain" if options["chain"] else "never" if options["no_requeue"] else "requeue",
-        chain=options["chain"] or 0,
-        max_requeues=options["max_requeues"],
-        max_failures=options["max_failures"],
-        snapshot=not options["no_snapshot"],
-        checks=not options["no_checks"],
-        tracking=options["tracking"],
-    )
+    named = {one.name: options[one.name] for one in fields(submission.Wishes)[3:]}
+    wishes = submission.Wishes(recipe, words, sbatch_of(options), **named)
     plan = submission.plan(wishes)
     for warning in plan.warnings:
         click.secho(f"warning: {warning}", fg="yellow", err=True)
     if options["dry_run"]:
         submission.check(plan, queue=False)
-        click.echo(json.dumps(submission.as_json(plan)) if options["as_json"]
-                   else submission.shown(plan))  # fmt: skip
+        as_json = json.dumps(submission.as_json(plan)) if options["as_json"] else None
+        click.echo(as_json or submission.shown(plan))
         return
     submission.check(plan, queue=not options["local"])
     folder = submission.make(plan)
     if options["local"]:
-        from launcher import slurm_local  # noqa: PLC0415  # for this option only
-
         sys.exit(slurm_local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0))
     jobs = submission.submit(plan, folder)
     shown = os.path.relpath(plan.request.run_dir)

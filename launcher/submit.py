@@ -26,24 +26,29 @@ DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for on the command line."""
+    """What was asked for on the command line; the fields have the names of its options."""
 
     recipe: str
     overrides: Sequence[str] = ()
-    sbatch: Mapping[str, str] | None = None
+    sbatch: Mapping[str, str] | None = None  # options of sbatch, without dashes
     grid: Sequence[str] = ()  # key=v1,v2
     max_parallel: int | None = None
     nproc: int | None = None
     run_dir: Path | None = None
     profile: str = "default"
     template: Path | None = None
-    restart: Literal["requeue", "chain", "never"] = "requeue"
-    chain: int = 0  # dependent jobs
+    no_requeue: bool = False
+    chain: int | None = None  # how many dependent jobs
     max_requeues: int = 100
     max_failures: int = 3
-    snapshot: bool = True
-    checks: bool = True  # of the nodes, before each start
+    no_snapshot: bool = False
+    no_checks: bool = False  # of the nodes, before each start
     tracking: str | None = None
+
+    @property
+    def restart(self) -> Literal["requeue", "chain", "never"]:
+        """What starts the job again."""
+        return "chain" if self.chain else "never" if self.no_requeue else "requeue"
 
 
 class Point(NamedTuple):
@@ -87,6 +92,8 @@ class Plan:
 
 def plan(wishes: Wishes) -> Plan:
     """Return what a submission will do; raises BadInput for whatever can be seen to be wrong."""
+    if wishes.no_requeue and wishes.chain:
+        raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
     file = find(wishes.recipe)
     beside = file.path.parent / "slurm"
     templates = [wishes.template] if wishes.template else [beside]
@@ -108,7 +115,7 @@ def plan(wishes: Wishes) -> Plan:
     limit = f"%{wishes.max_parallel}" if wishes.max_parallel else ""
     request = Request(
         run_dir=run_dir,
-        workdir=run_dir / "snapshot" if wishes.snapshot else Path.cwd(),
+        workdir=Path.cwd() if wishes.no_snapshot else run_dir / "snapshot",
         python=sys.executable,
         nproc=nproc,
         sbatch={name: setting.value for name, setting in settings.items()},
@@ -185,7 +192,7 @@ def make(plan: Plan) -> SlurmFolder:
 def submit(plan: Plan, folder: SlurmFolder) -> list[Job]:
     """Hand the job to SLURM, and the rest of its chain, each to start after the one before."""
     try:
-        return slurm.submit_chain(folder, folder.batch, [], plan.wishes.chain)
+        return slurm.submit_chain(folder, folder.batch, [], plan.wishes.chain or 1)
     except BaseException:
         if not folder.jobs():
             shutil.rmtree(plan.request.run_dir, ignore_errors=True)
@@ -221,7 +228,7 @@ def _own_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
 
 def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
     """Copy the code; returns the request with its place, and what config.json says of it."""
-    if not plan.wishes.snapshot:
+    if plan.wishes.no_snapshot:
         return plan.request, {}
     taken = snapshot.take(RunDir(plan.request.run_dir), plan.file.path)
     facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
@@ -240,8 +247,8 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "nodes": nodes_of(settings),
         "array": plan.request.array,
         "restart": wishes.restart,
-        "chain": wishes.chain,
-        "checks": wishes.checks,
+        "chain": wishes.chain or 0,
+        "checks": not wishes.no_checks,
         "max_requeues": wishes.max_requeues,
         "max_failures": wishes.max_failures,
         "exclude": exclude.value if exclude else None,
