@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from slurm_cluster import Cluster, missing, slurm_cluster
 from training import clean_environment
 
-from launcher import checks, doctor, launch
+from launcher import checks, doctor, doctor_slurm, launch
 from launcher.checks import Check
 from launcher.cli import main
 from launcher.doctor import examine, process_checks, vet
@@ -335,6 +335,17 @@ def on(cluster: Cluster, node: str, *words: str) -> None:
     """Run a command where a node's processes live: its mounts, its host name."""
     enter = ["nsenter", "--target", str(cluster.daemons[node][-1].pid), "--mount", "--uts"]
     subprocess.run([*enter, *words], check=True)
+
+
+def test_what_a_node_tells_fits_into_a_line_of_srun(capfd: pytest.CaptureFixture[str]) -> None:
+    long = Check(
+        "processes", False, "é" * 5000, "see " * 5000, figures={"s": 1.0, "bytes_per_s": 9.9}
+    )
+    doctor_slurm._tell("n1", [long, replace(long, detail="short", remedy="")])
+    lines = capfd.readouterr().out.splitlines()
+    found = doctor_slurm._collected("\n".join(["slurmd says something", *reversed(lines), "{"]))
+    assert [check.detail[:5] for check in found["n1"]] == ["short", "é" * 5]
+    assert all(len(line.encode()) < 1000 for line in lines), [len(line.encode()) for line in lines]
 
 
 @on_slurm
