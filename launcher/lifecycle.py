@@ -75,7 +75,7 @@ class Budgets:
         if last.verdict == "failed" and count > self.max_failures:
             return f"failed {count} times; --max-failures allows {self.max_failures}"
         if last.verdict in ("timeout", "interrupted") and count > self.max_requeues:
-            words = {"timeout": "came to its time limit", "interrupted": "lost its nodes"}
+            words = {"timeout": "came to its time limit", "interrupted": "was interrupted"}
             what = words[last.verdict]
             return f"{what} {count} times; --max-requeues allows {self.max_requeues}"
         before = [one.step for one in attempts[:-1]]
@@ -182,7 +182,9 @@ def judge(error: LauncherError, heard: str, state: Mapping[str, str]) -> Verdict
     if state.get("JobState", "RUNNING") != "RUNNING":
         return "interrupted"  # whatever the processes said while they were being killed
     if isinstance(error, Stopped):
-        return "interrupted" if heard == "TERM" else "timeout"
+        # Without a warning of the time limit somebody else asked for it, perhaps on one node only:
+        # SLURM may still be ending what ran on a node that came back.
+        return "timeout" if heard == "USR1" else "interrupted"
     return "mistake" if isinstance(error, BadInput) else "failed"
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from launcher.run_dir import RunDir, read_json, write_json, write_text
 
 # How an attempt ended. "interrupted": SLURM took the nodes away, by preemption, scancel or because
-# one was lost. "mistake": nothing that a restart mends.
+# one was lost, or somebody stopped it. "mistake": nothing that a restart mends.
 Verdict = Literal["completed", "timeout", "interrupted", "failed", "mistake"]
 
 

@@ -108,7 +108,7 @@ def _profile(told: dict[str, Any], path: Path) -> Profile:
     for name in ("venv", "conda", "scratch", "interface"):
         if not isinstance(told.get(name, ""), str):
             raise BadInput(f"`{name}` of {where} must be a string")
-    return Profile(**values, source=f"profile {path.stem} ({path})")
+    return Profile(**values, source=f"profile {path}")
 
 
 def _container(told: Any, where: str) -> Container:

@@ -82,6 +82,15 @@ def render(request: Request, templates: Sequence[Path] = ()) -> Scripts:
         raise BadInput(f"{error.filename}, line {error.lineno}: {error.message}") from error
 
 
+def sources(templates: Sequence[Path] = ()) -> dict[str, Path]:
+    """Return which file each template comes from."""
+    folders = [*templates, assets("slurm")]
+    return {
+        name: next(folder / name for folder in folders if (folder / name).is_file())
+        for name in (BATCH, NODE)
+    }
+
+
 def warnings(scripts: Scripts, *, requeue: bool) -> list[str]:
     """Return what a template has left out that a batch script cannot do without."""
     required = _REQUIRED | (_REQUEUE if requeue else {})

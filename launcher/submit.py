@@ -1,6 +1,7 @@
 """Plan a submission and carry it out: from a recipe and options to run directories and a job."""
 
 import itertools
+import re
 import shutil
 import sys
 import tempfile
@@ -95,20 +96,17 @@ def plan(wishes: Wishes) -> Plan:
     if wishes.no_requeue and wishes.chain:
         raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
     file = find(wishes.recipe)
-    beside = file.path.parent / "slurm"
-    templates = [wishes.template] if wishes.template else [beside]
+    templates = [wishes.template or file.path.parent / "slurm"]
     if wishes.template and not wishes.template.is_dir():
         raise BadInput(f"--template {wishes.template} is no folder")
     profiles = [folder / "profiles" for folder in (*templates, Path.cwd() / "slurm")]
     profile = slurm_profile.load(wishes.profile, profiles)
-    defaults = DEFAULTS | {"job-name": file.name}
-    settings = slurm_profile.settled(wishes.sbatch or {}, profile, defaults)
-    gpus = gpus_of(settings)
-    nproc = wishes.nproc or gpus or 1
-    if not gpus and "gres" not in settings:
-        settings.setdefault(
-            "cpus-per-task", Setting(str(nproc), "default: a core for each process")
-        )
+    settings = slurm_profile.settled(
+        wishes.sbatch or {}, profile, DEFAULTS | {"job-name": file.name}
+    )
+    nproc = wishes.nproc or gpus_of(settings) or 1
+    cpu = "gpus-per-node" not in settings and "gres" not in settings
+    _add_consequences(settings, nproc, cpu=cpu)
     run_dir = (wishes.run_dir or new_run_path(file.name)).absolute()
     recipes = list(_recipes(wishes, file))
     paths = [run_dir / str(task) for task in range(len(recipes))] if wishes.grid else [run_dir]
@@ -123,16 +121,31 @@ def plan(wishes: Wishes) -> Plan:
         requeue=wishes.restart == "requeue",
         array=f"0-{len(recipes) - 1}{limit}" if wishes.grid else None,
     )
-    nodes_of(settings)
     points = [Point(RunDir(path), recipe) for path, recipe in zip(paths, recipes, strict=True)]
-    cpu = not gpus and "gres" not in settings
     return Plan(wishes, file, points, request, settings, templates, cpu)
+
+
+def _add_consequences(settings: dict[str, Setting], nproc: int, *, cpu: bool) -> None:
+    """Add options that follow from others; raises BadInput for values that cannot be."""
+    nodes_of(settings)
+    if cpu:
+        cores = Setting(str(nproc), "default: a core for each process")
+        settings.setdefault("cpus-per-task", cores)
+    if "mail-user" in settings:
+        settings.setdefault("mail-type", Setting("END,FAIL", "default with --mail-user"))
+    value, source = settings["signal"]
+    if not re.fullmatch(r"B:USR1@\d+", value):
+        hint = "write --sbatch signal=B:USR1@SECONDS: it goes to the script, which passes it on"
+        raise BadInput(f"sbatch's --signal={value} does not stop a run ({source})", hint=hint)
 
 
 def shown(plan: Plan) -> str:
     """Return the scripts and where values come from, for people."""
     rows = [(name, *setting) for name, setting in sorted(plan.settings.items())]
     rows.append(("nproc", str(plan.request.nproc), "processes on each node"))
+    rows.append(("profile", plan.wishes.profile, plan.request.profile.source))
+    for name, path in slurm_render.sources(plan.templates).items():
+        rows.append(("template", name, str(path)))
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
     table = [f"# {n:<{widths[0]}}  {v:<{widths[1]}}  {source}" for n, v, source in rows]
     batch, node = plan.scripts

@@ -59,7 +59,7 @@ def test_outside_of_a_job_its_commands_refuse() -> None:
     ("error", "heard", "state", "verdict"),
     [
         (STOPPED, "USR1", RUNNING, "timeout"),
-        (STOPPED, "", RUNNING, "timeout"),  # only the node's launcher was signalled
+        (STOPPED, "", RUNNING, "interrupted"),  # only the node's launcher was signalled
         (STOPPED, "TERM", RUNNING, "interrupted"),  # preemption with a time of grace
         (STOPPED, "TERM", TAKEN, "interrupted"),
         (STOPPED, "USR1", LIMIT, "timeout"),
@@ -177,7 +177,7 @@ def test_a_start_that_vanished_was_interrupted_and_is_counted_so(tmp_path: Path)
     lifecycle.begin(run, HERE)
     put_step(run, 5)
     lifecycle.begin(run, HERE)
-    with pytest.raises(BudgetUsedUp, match="lost its nodes 2 times; --max-requeues allows 1"):
+    with pytest.raises(BudgetUsedUp, match="was interrupted 2 times; --max-requeues allows 1"):
         lifecycle.begin(run, HERE)
     ends = [(one.verdict, one.step) for one in SlurmFolder.of(run).attempts()]
     assert ends == [("interrupted", 5), ("interrupted", 0)]

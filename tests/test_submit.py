@@ -1,6 +1,7 @@
 """`launcher submit` without a SLURM: plans, refusals, and the scripts run on this machine."""
 
 import json
+import re
 import signal
 import stat
 import time
@@ -57,6 +58,8 @@ def test_processes_cores_and_devices_follow_from_what_is_asked(
         ({"sbatch": {"nodes": "2-4"}}, "--nodes 2-4 is not one number"),
         ({"sbatch": {"gpus-per-node": "all"}}, "--gpus-per-node all is neither"),
         ({"sbatch": {"job-name": "a\nb"}}, "a line break"),
+        ({"sbatch": {"signal": "USR1@60"}}, "--signal=USR1@60 does not stop a run"),
+        ({"no_requeue": True, "chain": 2}, "--chain goes on where --no-requeue would not"),
         ({"sbatch": {"output": "x"}}, "not yours to give"),
         ({"profile": "nowhere"}, "there is no profile `nowhere`"),
         ({"template": Path("none")}, "--template none is no folder"),
@@ -68,6 +71,11 @@ def test_a_mistake_is_found_before_anything_is_written(
     with pytest.raises(BadInput, match=message):
         submit.check(submit.plan(wishes(**changes)), queue=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_whom_to_write_to_also_says_when() -> None:
+    plan = submit.plan(wishes(sbatch={"mail-user": "me@site"}))
+    assert plan.settings["mail-type"].value == "END,FAIL"
 
 
 def test_a_grid_has_a_run_for_each_combination_the_last_key_moving_fastest() -> None:
@@ -102,10 +110,13 @@ def test_templates_and_profiles_beside_the_recipe_are_taken(tmp_path: Path) -> N
 
 
 def test_a_dry_run_shows_scripts_and_sources_and_writes_nothing(tmp_path: Path) -> None:
-    done = launcher("submit", "digits", "--dry-run", "--time=5", "--nodes=2", cwd=tmp_path)
+    words = ["digits", "--dry-run", "--time=5", "--nodes=2"]
+    done = launcher("submit", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "# time           5           command line" in done.stdout
-    assert "# signal         B:USR1@120  default" in done.stdout
+    rows = [line.split(maxsplit=3)[1:] for line in done.stdout.splitlines() if line[:2] == "# "]
+    assert ["time", "5", "command line"] in rows
+    assert ["signal", "B:USR1@120", "default"] in rows
+    assert re.search(r"^# template +job.sbatch.j2 +/.*/job.sbatch.j2$", done.stdout, re.MULTILINE)
     assert "#SBATCH --time=5" in done.stdout
     assert "job node" in done.stdout
     assert not list(tmp_path.iterdir())
