@@ -11,9 +11,6 @@ import click
 from launcher import slurm_control
 from launcher.cli_slurm import sbatch_of, with_sbatch_options
 from launcher.errors import BadInput
-from launcher.run_dir import RunDir
-from launcher.runs import summary
-from launcher.slurm_job import SlurmFolder
 from launcher.slurm_status import NoAnswer, Status, find, statuses
 from launcher.slurm_status import status as status_of
 
@@ -40,8 +37,9 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows]))
         return
+    width = max((len(row.run_dir) for row in rows), default=0)
     for row in rows:
-        click.echo(_line(row, width=max(len(row.run_dir) for row in rows)))
+        click.echo(_line(row, width))
     counts = Counter(row.state for row in rows)
     if len(rows) > 1:
         click.echo(", ".join(f"{count} {state}" for state, count in counts.most_common()))
@@ -75,15 +73,9 @@ def logs(run_dir: Path, follow: bool, rank: int | None, as_json: bool) -> None:
     if follow and as_json:
         raise BadInput("--follow prints as it comes, --json at the end: give one of them")
     path = slurm_control.log_of(run_dir, rank)
-    submitted = SlurmFolder.of(RunDir(run_dir)).exists()
     if follow:
         slurm_control.follow(
-            lambda: slurm_control.log_of(run_dir, rank),
-            lambda: (
-                slurm_control.is_live(run_dir)
-                if submitted
-                else summary(run_dir).state in ("running", "new")
-            ),
+            lambda: slurm_control.log_of(run_dir, rank), lambda: slurm_control.is_live(run_dir)
         )
         return
     if not path.exists():

@@ -161,9 +161,13 @@ def vet(run: RunDir, nodes: Nodes, node: str) -> None:
     Raises NodeFailed where something is wrong; what is this node's own fault is noted in the
     run directory, and the job's next start leaves the node out.
     """
-    failed = [check for check in node_checks(run.path) if not check.ok]
-    failed = failed or [check for check in process_checks(nodes, run.path) if not check.ok]
+    checks = node_checks(run.path)
+    if all(check.ok for check in checks):  # else the others need not wait for its processes
+        checks = process_checks(nodes, run.path)
+    failed = [check for check in checks if not check.ok]
     if not failed:
+        if nodes.node_rank == 0:  # how fast the network is belongs to the log, once
+            print("; ".join(f"{check.name}: {check.detail}" for check in checks), flush=True)
         return
     reason = "; ".join(f"{check.name}: {check.detail}" for check in failed)
     if any(check.blames for check in failed):

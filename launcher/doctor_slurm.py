@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from launcher.checks import Check, node_checks, wandb
@@ -25,6 +25,7 @@ from launcher.slurm_profile import Profile, Setting, gpus_of, nodes_of, settled
 _DEFAULTS = {"nodes": "1", "job-name": "launcher-doctor", "time": "10"}
 
 _PATIENCE_S = 30.0  # until a file of another node is seen
+_LONGEST = 200  # letters of a text: srun mixes nodes' lines of more than 1,024 bytes
 _WAIT_S = 30  # what the other nodes get when one has ended
 
 
@@ -46,7 +47,9 @@ def examine(
         argv += [f"--{k}={one.value}" if one.value else f"--{k}" for k, one in settings.items()]
         argv += [sys.executable, "-m", "launcher.doctor_slurm", asked]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                argv, capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
         except FileNotFoundError as error:
             raise BadInput(
                 "there is no srun here", hint="log in to the cluster, or leave --slurm out"
@@ -67,7 +70,7 @@ def _collected(output: str) -> dict[str, list[Check]]:
     for line in output.splitlines():
         if line.startswith('{"node": '):
             told = json.loads(line)
-            found.setdefault(told["node"], []).extend(Check(**c) for c in told["checks"])
+            found.setdefault(told["node"], []).append(Check(**told["check"]))
     for checks in found.values():
         if not any(check.name in ("processes", "shared folder") for check in checks):
             words = "this node ended before its processes could answer"
@@ -106,7 +109,11 @@ def _other_endpoint(folder: Path) -> str:
 
 
 def _tell(node: str, checks: Sequence[Check]) -> None:
-    print(json.dumps({"node": node, "checks": [asdict(check) for check in checks]}), flush=True)
+    for check in checks:
+        short = replace(check, detail=check.detail[:_LONGEST], remedy=check.remedy[:_LONGEST])
+        line = json.dumps({"node": node, "check": asdict(short)}, ensure_ascii=False)
+        sys.stdout.buffer.write(line.encode() + b"\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

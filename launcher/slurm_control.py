@@ -161,15 +161,17 @@ def _submit(
 
 
 def is_live(path: Path) -> bool:
-    """Whether a job of a submitted run waits or runs."""
-    jobs = SlurmFolder(path / "slurm").jobs()
-    now = jobs_now(job.id for job in jobs)
-    return any(job.name in now and now[job.name].is_live for job in jobs)
+    """Whether a run waits in a queue or runs, in a job or on this machine."""
+    now = statuses([path])[0]
+    return now.is_live or now.state == "running"
 
 
 def log_of(path: Path, rank: int | None) -> Path:
     """Return the newest batch log of a run, or a rank's log; rank 0's where there was no job."""
-    outputs = SlurmFolder(path / "slurm").outputs()
+    folder = SlurmFolder(path / "slurm")
+    if folder.asked().get("array") and not RunDir(path).config.exists():
+        raise BadInput(f"`{path}` is an array of runs", hint=f"name one of them: {path / '0'}")
+    outputs = folder.outputs()
     if rank is None and outputs:
         return outputs[-1]
     return RunDir(path).log(rank or 0)

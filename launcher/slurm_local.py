@@ -6,11 +6,10 @@ another round.
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 from launcher.slurm import environment
-from launcher.slurm_job import Job, SlurmFolder
+from launcher.slurm_job import SlurmFolder
 
 # Starts the command once for each node and passes USR1 on to all, as srun does; its options, of
 # the form --name=value, are left out.
@@ -51,18 +50,17 @@ def run(folder: SlurmFolder, nodes: int, tasks: int) -> int:
     for name, script in (("srun", _SRUN), ("scontrol", _SCONTROL)):
         (commands / name).write_text(script, encoding="utf-8")
         (commands / name).chmod(0o755)
-    job = Job(str(os.getpid()), time.time())
-    folder.add_job(job)
+    job = str(os.getpid())  # not noted as a job: SLURM may have one of that number
     base = environment(os.environ) | {
         "PATH": f"{commands}:{os.environ.get('PATH', os.defpath)}",
         "LAUNCHER_LOCAL": str(commands),
-        "SLURM_JOB_ID": job.id,
+        "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_NNODES": str(nodes),
         "SLURM_CPUS_PER_TASK": "",
     }
     arrays = [
-        {"SLURM_ARRAY_JOB_ID": job.id, "SLURM_ARRAY_TASK_ID": str(task)} for task in range(tasks)
+        {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} for task in range(tasks)
     ]
     codes = [_run(folder.batch, base | array, commands / "requeued") for array in arrays or [{}]]
     return next((code for code in codes if code), 0)

@@ -226,8 +226,8 @@ def _state(job: JobNow | None, run: RunSummary | None, attempts: Sequence[Attemp
     slurms = job.state.lower() if job else None
     if job and slurms and job.is_live:
         return slurms
-    if run and run.state == "completed":
-        return "completed"
+    if run and (run.state == "completed" or (run.state == "running" and job is None)):
+        return run.state  # without a job: on this machine
     if slurms == "cancelled":
         return slurms
     if not attempts:

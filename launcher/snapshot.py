@@ -5,8 +5,8 @@ ones that git doesn't ignore, submodules too; elsewhere the recipe's folder with
 caches, virtual environments and run directories. Whatever else lies beside it (data, `runs`,
 `.venv`) is a link to the original, so that relative paths lead where they led before.
 
-Files that look like credentials (`.env`, `*.pem`) and are not tracked are links as well: the job
-finds them, and the run directory, which people share, holds no copy. What is tracked is copied.
+Untracked files that look like credentials (`.env`, `*.pem`) are links, too: the job finds them, and
+the run directory, which people share, holds no copy. What is tracked is copied.
 """
 
 import json
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from launcher.errors import BadInput, RunDirError
 from launcher.run_dir import RunDir, read_json, sync, write_bytes
+from launcher.slurm_job import SlurmFolder
 
 MAX_FILES = 20_000
 MAX_BYTES = 200_000_000
@@ -63,7 +64,8 @@ def take(run: RunDir, recipe_path: Path) -> Snapshot:
     """
     recipe = recipe_path.resolve()
     with _made(run) as beside:
-        tree = _git_tree(recipe, run) or _plain_tree(recipe.parent, run)
+        own = RunDir(run.path.resolve())
+        tree = _git_tree(recipe, own) or _plain_tree(recipe.parent, own)
         sizes = _sizes(tree)
         links = _left_out(tree.root, sizes)
         _check_size(sizes, links)
@@ -90,10 +92,12 @@ def take(run: RunDir, recipe_path: Path) -> Snapshot:
 
 
 def _git_tree(recipe: Path, run: RunDir) -> _Tree | None:
-    """Return the git tree that a recipe is part of, None where there is none."""
+    """Return the git tree that a recipe is part of, the outermost; None where there is none."""
     try:
-        root = Path(_git(recipe.parent, "rev-parse", "--show-toplevel").removesuffix("\n"))
-        tree = _repository(root, run)
+        root = _git(recipe.parent, "rev-parse", "--show-toplevel").removesuffix("\n")
+        while outer := _git(Path(root), "rev-parse", "--show-superproject-working-tree"):
+            root = outer.removesuffix("\n")
+        tree = _repository(Path(root), run)
     except FileNotFoundError:  # there is no git
         return None
     except subprocess.CalledProcessError as error:
@@ -149,10 +153,10 @@ def _outside_of_runs(root: Path, names: Iterable[str], run: RunDir) -> Iterator[
 
 
 def _is_run(folder: Path, run: RunDir) -> bool:
+    """Whether a folder is a run directory, the new one's own, or one of an array of runs."""
     found = RunDir(folder)
-    return folder == run.path or (
-        found.recipe.exists() and "world_size" in (read_json(found.config) or {})
-    )
+    is_run = found.recipe.exists() and "world_size" in (read_json(found.config) or {})
+    return is_run or folder == run.path or SlurmFolder.of(found).exists()
 
 
 def _plain_tree(root: Path, run: RunDir) -> _Tree:
@@ -209,14 +213,13 @@ def _parents(name: str) -> list[str]:
 def _left_out(root: Path, sizes: Iterable[str]) -> list[str]:
     """Return what lies in the folders of the copy without being copied."""
     folders = {".", *(parent for name in sizes for parent in _parents(name))}
-    there = {*sizes, *folders}
-    names = [
+    names = {
         os.path.normpath(f"{folder}/{entry.name}")
-        for folder in sorted(folders)
+        for folder in folders
         for entry in os.scandir(root / folder)
         if entry.name not in _NEVER_LINKED
-    ]
-    return [name for name in names if name not in there]
+    }
+    return sorted(names.difference(sizes, folders))
 
 
 def _check_size(sizes: dict[str, int], links: list[str]) -> None:
@@ -258,10 +261,8 @@ def _made(run: RunDir) -> Iterator[Path]:
         with suppress(OSError):  # it is not empty: it was there before
             run.path.rmdir()
         if isinstance(error, OSError):
-            raise RunDirError(
-                f"the code cannot be copied to `{run.snapshot}`: {error}",
-                hint=_HINT,
-            ) from error
+            what = f"the code cannot be copied to `{run.snapshot}`: {error}"
+            raise RunDirError(what, hint=_HINT) from error
         raise
 
 
@@ -292,6 +293,8 @@ def _git(folder: Path, *words: str) -> str:
 
 def _git_bytes(folder: Path, *words: str) -> bytes:
     # No locks: the user may be at work in this tree. English: an error is told by its words.
-    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # in a hook: of another tree
+    env = {name: value for name, value in os.environ.items() if name not in others}
+    env |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     argv = ["git", "-C", str(folder), *words]
     return subprocess.run(argv, env=env, capture_output=True, check=True).stdout

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from slurm_cluster import Cluster, missing, slurm_cluster
 from training import clean_environment
 
-from launcher import checks, doctor, launch
+from launcher import checks, doctor, doctor_slurm, launch
 from launcher.checks import Check
 from launcher.cli import main
 from launcher.doctor import examine, process_checks, vet
@@ -98,10 +98,9 @@ def test_a_clock_that_is_off_fails(
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + off_s)
     found = checks.clock(tmp_path)
-    assert (found.ok, f"{off_s:+d}." in found.detail or f"{off_s}." in found.detail) == (
-        False,
-        True,
-    ), found
+    assert not found.ok
+    assert found.figures["s"] == pytest.approx(off_s, abs=2)
+    assert f"{found.figures['s']:+.2f} s from that of" in found.detail
 
 
 def test_a_host_name_without_an_address_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,10 +239,12 @@ def test_what_happens_to_a_process_is_said(
 
 @pytest.mark.slow
 def test_a_sound_node_is_let_train_and_a_bad_one_is_noted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDir(tmp_path)
-    vet(run, Nodes(1, cpu=True), "n1")
+    vet(run, Nodes(2, cpu=True), "n1")
+    assert "processes: 2 of 2 came up in " in (said := capsys.readouterr().out)
+    assert "all-reduce: 17 MB at " in said
     assert SlurmFolder.of(run).bad_nodes() == {}
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(socket, "gethostname", lambda: "nobody.invalid")
@@ -334,6 +335,17 @@ def on(cluster: Cluster, node: str, *words: str) -> None:
     """Run a command where a node's processes live: its mounts, its host name."""
     enter = ["nsenter", "--target", str(cluster.daemons[node][-1].pid), "--mount", "--uts"]
     subprocess.run([*enter, *words], check=True)
+
+
+def test_what_a_node_tells_fits_into_a_line_of_srun(capfd: pytest.CaptureFixture[str]) -> None:
+    long = Check(
+        "processes", False, "é" * 5000, "see " * 5000, figures={"s": 1.0, "bytes_per_s": 9.9}
+    )
+    doctor_slurm._tell("n1", [long, replace(long, detail="short", remedy="")])
+    lines = capfd.readouterr().out.splitlines()
+    found = doctor_slurm._collected("\n".join(["slurmd says something", *reversed(lines), "{"]))
+    assert [check.detail[:5] for check in found["n1"]] == ["short", "é" * 5]
+    assert all(len(line.encode()) < 1000 for line in lines), [len(line.encode()) for line in lines]
 
 
 @on_slurm

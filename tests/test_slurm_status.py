@@ -14,7 +14,7 @@ from slurm_cluster import Cluster, missing, slurm_cluster
 from training import Run, started, wait_for
 from training import launcher as in_a_process
 
-from launcher import slurm_status
+from launcher import lock, slurm_status
 from launcher.cli import main
 from launcher.run_dir import RunDir, write_json, write_text
 from launcher.runs import summary
@@ -164,6 +164,22 @@ def test_without_slurm_only_what_is_certain_is_said(no_slurm: Path) -> None:
     assert [row["state"] for row in json.loads(done.stdout)] == ["completed", "unknown"]
 
 
+def test_a_run_without_a_job_that_lives_here_is_running(no_slurm: Path) -> None:
+    folder = a_run(no_slurm / "runs" / "r")  # as `launcher submit --local` leaves it
+    folder.start("1", 0, "here")
+    with lock.held(RunDir(no_slurm / "runs" / "r")):
+        assert told("status")[0]["state"] == "running"
+    assert told("status")[0]["state"] == "killed"
+
+
+@pytest.mark.slow
+def test_a_local_submission_is_no_job_that_could_be_cancelled(tmp_path: Path) -> None:
+    words = ["submit", "digits", "--local", "--no-checks", "--no-snapshot", "--run-dir", "runs/r"]
+    assert in_a_process(*words, cwd=tmp_path).returncode == 0
+    assert SlurmFolder(tmp_path / "runs" / "r" / "slurm").jobs() == []
+    assert [one.state for one in slurm_status.statuses([tmp_path / "runs" / "r"])] == ["completed"]
+
+
 def test_cancel_without_slurm_is_refused(no_slurm: Path) -> None:
     a_run(no_slurm / "runs" / "r", jobs=[{"id": "7", "submitted": 1.0}])
     done = launcher("cancel", "runs/r")
@@ -177,6 +193,7 @@ UNKNOWN = [
     (["status", "plain"], "was not made by `launcher submit`"),
     (["resubmit", "plain"], "was not made by `launcher submit`"),
     (["logs", "plain"], "there is no `plain/logs/rank-0.log` yet"),
+    (["logs", "grid"], "`grid` is an array of runs"),
     (["logs", "plain", "--follow", "--json"], "give one of them"),
 ]
 
@@ -186,6 +203,7 @@ def test_what_was_not_submitted_is_refused_in_words(
     words: list[str], said: str, no_slurm: Path
 ) -> None:
     RunDir(no_slurm / "plain").create(CONFIG, "")
+    an_array(no_slurm / "grid", 2)
     done = launcher(*words)
     assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
 
@@ -370,11 +388,13 @@ def test_what_sbatch_refuses_leaves_the_run_as_it_was(
 
 
 @on_slurm
+@pytest.mark.timeout(600)
 def test_a_cancelled_run_that_is_resubmitted_ends_as_if_nothing_had_been(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    words = ["digits", "epochs=300", "--no-checks", "--partition", "high"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = ["digits", "epochs=60", "--no-checks", "--partition", "high"]
     job = json.loads(launcher("submit", *words, "--run-dir", "r", "--json").stdout)["jobs"][0]
     metrics = Path("r/metrics.jsonl")
     wait_for(lambda: metrics.exists() and '"test"' in metrics.read_text(), 90)
@@ -384,10 +404,11 @@ def test_a_cancelled_run_that_is_resubmitted_ends_as_if_nothing_had_been(
     assert (row["verdict"], row["starts"]) in ((None, 1), ("interrupted", 1))
     assert list(Path("r/checkpoints").glob("step-*"))
     new = json.loads(launcher("resubmit", "r", "--time", "9", "--json").stdout)["jobs"][0]["id"]
-    assert cluster.wait(int(new), "COMPLETED", "FAILED", timeout_s=120) == "COMPLETED"
+    assert cluster.wait(int(new), "COMPLETED", "FAILED", timeout_s=200) == "COMPLETED"
     row = wait("completed", "r")
-    assert (row["job"], row["starts"], row["epochs"]) == (new, 2, 300)
-    in_a_process("run", "digits", "epochs=300", "--run-dir", "alone", cwd=Path.cwd())
+    assert (row["job"], row["starts"], row["epochs"]) == (new, 2, 60)
+    words, env = ["epochs=60", "--run-dir", "alone"], {"OMP_NUM_THREADS": "1"}
+    in_a_process("run", "digits", *words, cwd=Path.cwd(), env=env, timeout_s=250)
     assert Run(Path("r")).weight_bytes == Run(Path("alone")).weight_bytes
 
 

@@ -252,6 +252,23 @@ def test_submodules_and_repositories_within_are_copied_with_their_changes(projec
     assert '# untracked: "sub/new.py"' in diff
 
 
+def test_a_recipe_in_a_submodule_comes_with_the_project_around_it(project: Path) -> None:
+    other = repository(project.parent / "other", {"sub.py": ""})
+    git(project, "submodule", "--quiet", "add", str(other), "sub")
+    taken = take(project, "sub/sub.py")
+    assert {"model.py", "sub/sub.py"} <= set(copied(taken.root))
+    assert taken.recipe_path == taken.root / "sub" / "sub.py"
+
+
+def test_in_a_hook_of_another_repository_the_recipe_s_own_is_taken(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = repository(project.parent / "other", {"other.py": ""})
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert "model.py" in copied(take(project).root)
+
+
 def test_files_in_conflict_are_copied_once(project: Path) -> None:
     git(project, "checkout", "--quiet", "-b", "other")
     for branch, text in (("other", "WIDTH = 5\n"), ("main", "WIDTH = 6\n")):
@@ -274,9 +291,12 @@ def test_run_directories_are_no_code_even_where_nobody_ignores_them(
         git(tmp_path, "init", "--quiet")
     RunDir(tmp_path / "runs" / "old").create({"world_size": 1, "hyperparameters": {}}, "")
     RunDir(tmp_path / "runs" / "r").create({"world_size": 1, "hyperparameters": {}}, "")
-    write(tmp_path, {"runs/old/checkpoints/huge": "1"})
-    taken = take(tmp_path)
+    write(tmp_path, {"runs/old/checkpoints/huge": "1", "runs/grid/slurm/job.json": "{}"})
+    write(tmp_path, {"runs/grid/snapshot/my.py": ""})
+    (tmp_path / "link").symlink_to("runs")
+    taken = snapshot.take(RunDir(tmp_path / "link" / "r"), tmp_path / "my.py")
     assert copied(taken.root) == ["config.json", "my.py", "recipe.py", "runs/notes.txt"]
+    assert links(taken.root)["runs/grid"] == str(tmp_path / "runs" / "grid")
     assert links(taken.root)["runs/old"] == str(tmp_path / "runs" / "old")
 
 
