@@ -167,8 +167,9 @@ def test_a_lost_node_costs_no_more_than_a_restart(
     job.wait("PENDING", timeout_s=60)
     cluster.start_node("n2")
     assert job.wait(timeout_s=240) == "COMPLETED", job.said
-    # SLURM may once more end what ran on the node before: the job then stops, and goes on again.
-    assert set(verdicts(job)[:-1]) == {"interrupted"}
+    # SLURM, still busy with what ran on the lost node, may end the next start there: it goes on.
+    assert verdicts(job)[0] == "interrupted"
+    assert len(job.attempts) <= 3
     check_same(job, undisturbed)
 
 
