@@ -82,7 +82,7 @@ class Budgets:
         alike = [one.step for one in attempts[:-1] if one.verdict == last.verdict]
         got_on = not alike or last.step > max(alike) or last.bad_nodes
         if last.verdict in ("timeout", "failed") and not got_on:
-            return f"the last start made no progress: it ended in step {last.step} as one before it"
+            return f"the last start made no progress: step {last.step} is no farther than before"
         return None
 
 
