@@ -31,6 +31,14 @@ from launcher.wandb_run import Ending
 
 _HASTE_S = 3.0  # for W&B, when the user wants out at once
 
+# What a step frees the next one needs again: glibc keeps it, in huge pages, instead of giving it
+# back to the kernel. Read when a process starts, so it is for the parent to say.
+_ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
 
 @dataclass(frozen=True)
 class Nodes:
@@ -115,7 +123,17 @@ def command(
     elif nodes.cpu or gpus() == 0:
         words += ["--cpu"]
     agent = [sys.executable, "-m", "launcher.start", "agent", str(run.exits(nodes.node_rank))]
-    return [*agent, *words, *extra, *worker]
+    return [*agent, str(_forks(nodes, extra)), *words, *extra, *worker]
+
+
+def _forks(nodes: Nodes, extra: Sequence[str]) -> int:
+    """Return how many workers the agent forks: all it has, or none where that may not be safe.
+
+    CUDA does not survive a fork, and other options of `accelerate launch` may ask for more than to
+    start our own worker.
+    """
+    on_cpu = nodes.cpu or gpus() == 0
+    return nodes.nproc if on_cpu and not extra and sys.platform == "linux" else 0
 
 
 def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
@@ -133,7 +151,7 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     }
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
-    return {**base, **added}
+    return {**_ALLOCATOR, **base, **added}
 
 
 def _threads(nodes: Nodes) -> int:

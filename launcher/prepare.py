@@ -1,6 +1,7 @@
 """Build everything a recipe describes, and check that it can be trained by these ranks."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,10 @@ def prepare(
     model = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
     loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe).to(context.device)
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution
+    if recipe.compile:
+        model.compile()  # in place: it stays the user's own module, with its own names
     model = context.wrap(model)
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     scheduler = recipe.scheduler(optimizer)
@@ -76,6 +81,7 @@ def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = F
         micro_batch_size=recipe.micro_batch_size,
         seed=recipe.seed,
         shuffle=not test,
+        torch_order_up_to=recipe.torch_order_up_to,
     )
     return Loader(data, sampler, recipe, context.device)
 
@@ -128,7 +134,7 @@ def _refuse_divergence(
     everyones = context.gather(mine)
     for what in mine:
         values = [theirs[what] for theirs in everyones]
-        usual = max(values, key=values.count)
+        usual = Counter(values).most_common(1)[0][0]
         odd = [rank for rank, value in enumerate(values) if value != usual]
         if odd:
             raise TrainingFailed(
