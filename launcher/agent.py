@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from launcher import worker
+from launcher import probe, worker
 from launcher.forks import stand_in
 from launcher.run_dir import write_json
 
@@ -99,8 +99,9 @@ def main(argv: list[str]) -> int:
     _end_survivors_soon()
     exits, forks, *arguments = argv
     if int(forks):
-        run, spec = arguments[-2:]
-        stand_in(int(forks), lambda: worker.main([run, spec]))
+        what, run, spec = arguments[-3:]
+        does = {"worker": worker.main, "probe": probe.main}[what]
+        stand_in(int(forks), lambda: does([run, spec]))
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as error:

@@ -225,6 +225,7 @@ def test_what_happens_to_a_process_is_said(
 
     def changed(*given: Any, **options: Any) -> list[str]:
         argv = command(*given, **options)
+        argv[argv.index("agent") + 2] = "0"  # forks: none, for a program that is not ours
         at = argv.index("launcher.start", argv.index("agent"))
         return [*argv[: at - 1], str(tmp_path / "broken.py"), *argv[at + 2 :]]
 
