@@ -78,10 +78,11 @@ class Budgets:
             words = {"timeout": "came to its time limit", "interrupted": "was interrupted"}
             what = words[last.verdict]
             return f"{what} {count} times; --max-requeues allows {self.max_requeues}"
-        before = [one.step for one in attempts[:-1]]
-        got_on = not before or last.step > max(before) or last.bad_nodes
+        # Where nodes were taken away nobody knows how far it might have come.
+        alike = [one.step for one in attempts[:-1] if one.verdict == last.verdict]
+        got_on = not alike or last.step > max(alike) or last.bad_nodes
         if last.verdict in ("timeout", "failed") and not got_on:
-            return f"the last start made no progress: it ended in step {last.step} as one before it"
+            return f"the last start made no progress: step {last.step} is no farther than before"
         return None
 
 

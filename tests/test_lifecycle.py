@@ -79,6 +79,7 @@ def test_an_end_is_judged_by_what_was_left_what_was_heard_and_what_slurm_says(
 
 
 BUDGETS = Budgets(max_requeues=2, max_failures=1, restart=True)
+PATIENT = replace(BUDGETS, max_failures=9)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,8 @@ BUDGETS = Budgets(max_requeues=2, max_failures=1, restart=True)
         (FAILED, [("failed", 5)], RUNNING, BUDGETS, 75),
         (FAILED, [("failed", 0)], RUNNING, BUDGETS, 75),
         (FAILED, [("failed", 5), ("failed", 9)], RUNNING, BUDGETS, 76),
-        (FAILED, [("timeout", 5), ("failed", 5)], RUNNING, BUDGETS, 76),  # no progress
+        (FAILED, [("timeout", 5), ("failed", 5)], RUNNING, BUDGETS, 75),  # of another kind
+        (FAILED, [("failed", 5), ("timeout", 9), ("failed", 5)], RUNNING, PATIENT, 76),
         (FAILED, [("failed", 5)], RUNNING, replace(BUDGETS, max_failures=0), 1),  # its own code
         (FAILED, [("failed", 5)], RUNNING, replace(BUDGETS, restart=False), 1),
         (BadInput("no"), [("mistake", 0)], RUNNING, BUDGETS, 2),
