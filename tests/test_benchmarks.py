@@ -1,0 +1,20 @@
+"""The benchmarks run; how fast they find anything is not for a test to say."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from training import PROJECT, command
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_speed_prints_its_table(tmp_path: Path) -> None:
+    names = "limit 1,launcher 2"
+    words = ["--work=small", "--rounds=1", f"--only={names}"]
+    script = PROJECT / "tests" / "benchmarks" / "speed.py"
+    done = command(sys.executable, script, *words, cwd=tmp_path, timeout_s=250)
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[-2:] == ["x", "limit"]
+    assert [" ".join(row.split()[:2]) for row in rows] == names.split(",")
+    assert all(float(number) > 0 for row in rows for number in row.split()[2:])
