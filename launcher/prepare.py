@@ -76,6 +76,7 @@ def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = F
         micro_batch_size=recipe.micro_batch_size,
         seed=recipe.seed,
         shuffle=not test,
+        torch_order_up_to=recipe.torch_order_up_to,
     )
     return Loader(data, sampler, recipe, context.device)
 

@@ -15,9 +15,10 @@ import torch
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 Words = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
 
 # What a key is for: keys of different purposes never collide.
-_STEP, _SAMPLE, _INIT = 1, 2, 3
+_STEP, _SAMPLE, _INIT, _ORDER = 1, 2, 3, 4
 
 
 def mix(*words: int) -> int:
@@ -63,6 +64,41 @@ class SampleRandom:
     def integers(self, low: int, high: int, count: int = 1) -> torch.Tensor:
         """Return int64 numbers in [low, high), shape (samples, count)."""
         return (self.uniform(count) * (high - low)).long() + low
+
+
+class Permutation:
+    """A random order of range(size) that is computed where it is asked for, and never stored.
+
+    An alternating Feistel network, SplitMix64 its round function, over the smallest power of two
+    that holds the range; what falls outside walks on along its cycle until it is inside (Black,
+    Rogaway 2002, "Ciphers with arbitrary finite domains"): at most one further turn on average.
+    """
+
+    _ROUNDS = 8
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        self.size = size
+        bits = max(2, (size - 1).bit_length())
+        self._shift = np.uint64(bits // 2)  # width of the lower half
+        self._lower = np.uint64((1 << bits // 2) - 1)
+        self._upper = np.uint64((1 << bits - bits // 2) - 1)
+        self._keys = [np.uint64(mix(_ORDER, seed, epoch, turn)) for turn in range(self._ROUNDS)]
+
+    def __call__(self, positions: Numbers) -> Numbers:
+        """Return which of range(size) stand at these positions, (n,)."""
+        found = self._turned(positions.astype(np.uint64))
+        while len(outside := np.flatnonzero(found >= self.size)):
+            found[outside] = self._turned(found[outside])
+        return found.astype(np.int64)
+
+    def _turned(self, numbers: Words) -> Words:
+        upper, lower = numbers >> self._shift, numbers & self._lower
+        for turn, key in enumerate(self._keys):
+            if turn % 2:
+                upper ^= _mix_array(lower ^ key) & self._upper
+            else:
+                lower ^= _mix_array(upper ^ key) & self._lower
+        return (upper << self._shift) | lower
 
 
 def seed_sample(seed: int, epoch: int, index: int) -> None:

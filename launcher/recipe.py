@@ -29,6 +29,7 @@ _AT_LEAST: Mapping[str, float] = {
     "test_batch_size": 1,
     "num_workers": 0,
     "seed": 0,
+    "torch_order_up_to": 0,
     "log_every": 1,
     "checkpoint_every": 1,
     "keep_last": 1,
@@ -65,6 +66,7 @@ class Recipe:
     num_workers: int = 0  # data loading processes for each training process
     mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
     seed: int = 0  # where all randomness of the run comes from
+    torch_order_up_to: int = 2_000_000  # most samples shuffled by torch; more in constant memory
     log_every: int = 100  # batches between two reports of the training loss
     checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
     keep_last: int = 3  # newest checkpoints to keep

@@ -1,10 +1,16 @@
 """Which samples belong to which step and rank. Plain integers: no data, no processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
+
+from launcher.randomness import Numbers, Permutation
+
+_AHEAD = 1 << 15  # samples of a rank that are looked up at once, for what an array call costs
 
 
 class ShardIndices(NamedTuple):
@@ -23,7 +29,9 @@ class ShardIndices(NamedTuple):
 class ShardSampler(DistributedSampler[ShardIndices]):
     """Torch's DistributedSampler by global batches: never pads, never drops.
 
-    The order is torch's: `randperm` from seed + epoch. Step k takes samples [k·B, (k+1)·B) of it,
+    The order is torch's: `randperm` from seed + epoch, a list in memory. Where more than
+    `torch_order_up_to` samples would make it long it is a Permutation, so that an epoch starts
+    anywhere at once and with next to no memory. Step k takes samples [k·B, (k+1)·B) of the order,
     and rank r of W takes every W-th of those, from the r-th. So the set of samples of a step is
     the same for every world size; shards differ by at most one sample; and where B and the
     dataset divide evenly, each rank gets just the indices that DistributedSampler gives it.
@@ -39,12 +47,14 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         micro_batch_size: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
+        torch_order_up_to: int = 2_000_000,
     ) -> None:
         # The base class needs nothing of a dataset but its length.
         super().__init__(range(size), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
         self.size = size
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or batch_size
+        self.torch_order_up_to = torch_order_up_to
         self.first_step = 0
         self.total_size = size  # the base class rounds it up to a multiple of the world size
         full, rest = divmod(size, batch_size)
@@ -66,19 +76,36 @@ class ShardSampler(DistributedSampler[ShardIndices]):
 
     def __iter__(self) -> Iterator[ShardIndices]:
         order = self._order()
-        for step in range(self.first_step, self.steps):
-            yield self._shard(order[step * self.batch_size : (step + 1) * self.batch_size])
+        ahead = max(1, _AHEAD * self.num_replicas // self.batch_size)  # steps
+        for first in range(self.first_step, self.steps, ahead):
+            steps = range(first, min(first + ahead, self.steps))
+            places = [self._places(step) for step in steps]
+            indices = order(np.concatenate([np.arange(p.start, p.stop, p.step) for p in places]))
+            cuts = accumulate(map(len, places), initial=0)
+            for step, (start, stop) in zip(steps, pairwise(cuts), strict=True):
+                yield self._shard(step, indices[start:stop].tolist())
 
-    def _order(self) -> torch.Tensor:
-        """Return the order of the samples in this epoch, shape (size,)."""
+    def _order(self) -> Callable[[Numbers], Numbers]:
+        """Return what tells which samples stand at which places of this epoch's order."""
         if not self.shuffle:
-            return torch.arange(self.size)
+            return lambda places: places
+        if self.size > self.torch_order_up_to:
+            return Permutation(self.size, self.seed, self.epoch)
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return torch.randperm(self.size, generator=generator)
+        order: Numbers = torch.randperm(self.size, generator=generator).numpy()
+        return lambda places: order[places]
 
-    def _shard(self, batch: torch.Tensor) -> ShardIndices:
-        own = batch[self.rank :: self.num_replicas].tolist()
-        indices = own or batch[:1].tolist()
+    def _places(self, step: int) -> range:
+        """Return where in the order this rank's samples of a step stand; a ghost's is the first."""
+        start, stop = self._bounds(step)
+        return range(start + self.rank, stop, self.num_replicas) or range(start, start + 1)
+
+    def _bounds(self, step: int) -> tuple[int, int]:
+        return step * self.batch_size, min((step + 1) * self.batch_size, self.size)
+
+    def _shard(self, step: int, indices: list[int]) -> ShardIndices:
+        start, stop = self._bounds(step)
+        own = len(indices) if start + self.rank < stop else 0
         cuts = range(0, len(indices), self.micro_batch_size)
         micro_batches = [indices[cut : cut + self.micro_batch_size] for cut in cuts]
-        return ShardIndices(self.epoch, len(batch), len(own), micro_batches)
+        return ShardIndices(self.epoch, stop - start, own, micro_batches)

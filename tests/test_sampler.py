@@ -1,11 +1,15 @@
 """The sampler: every sample once, torch's order, for every size, batch, world and micro-batch."""
 
+import tracemalloc
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
+from launcher.randomness import Permutation
 from launcher.sampler import ShardIndices, ShardSampler
 
 SIZES = st.integers(1, 200)
@@ -121,3 +125,69 @@ def test_a_batch_smaller_than_the_world_gives_ghosts() -> None:
 def test_it_is_a_distributed_sampler() -> None:
     assert isinstance(ShardSampler(10, 5), DistributedSampler)
     assert torch.utils.data.DataLoader(range(10), sampler=ShardSampler(10, 5))  # type: ignore[arg-type]
+
+
+@given(SIZES, BATCHES, st.sampled_from([1, 2, 3]), st.integers(0, 2**40), st.integers(0, 1000))
+def test_a_computed_order_has_every_sample_exactly_once(
+    size: int, batch: int, world: int, seed: int, epoch: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world):
+        sampler = ShardSampler(
+            size, batch, rank=rank, world_size=world, seed=seed, torch_order_up_to=0
+        )
+        sampler.seek(epoch)
+        seen += [i for shard in sampler for i in own(shard)]
+    assert sorted(seen) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000, 2**16, 2**16 + 1, 100_003])
+def test_a_computed_order_is_a_permutation_of_any_size(size: int) -> None:
+    order = Permutation(size, seed=1, epoch=2)(np.arange(size))
+    assert np.array_equal(np.sort(order), np.arange(size))
+
+
+def test_a_computed_order_differs_by_epoch_and_by_seed() -> None:
+    places = np.arange(100_003)
+    first = Permutation(len(places), 0, 0)(places)
+    assert np.array_equal(first, Permutation(len(places), 0, 0)(places))
+    for seed, epoch in ((0, 1), (1, 0)):
+        other = Permutation(len(places), seed, epoch)(places)
+        assert (first == other).sum() < 12  # one in a set of any size, were they independent
+
+
+@pytest.mark.parametrize("size", [50_000, 65_536, 100_003])
+def test_a_computed_order_is_shuffled(size: int) -> None:
+    """Figures of a random permutation, within five standard deviations of what they should be."""
+    places = np.arange(size)
+    for epoch in range(10):
+        order = Permutation(size, 7, epoch)(places)
+        for lag in (1, 2, 64, 1024):  # serial correlation
+            correlation = np.corrcoef(order[:-lag], order[lag:])[0, 1]
+            assert abs(correlation) < 5 / np.sqrt(size)
+        assert abs(np.corrcoef(places, order)[0, 1]) < 5 / np.sqrt(size)
+        counts = np.histogram2d(places, order, bins=20)[0]  # where samples go, by where they stood
+        expected = np.outer(counts.sum(1), counts.sum(0)) / size
+        chi_square = ((counts - expected) ** 2 / expected).sum()
+        freedom = 19 * 19
+        assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_an_epoch_of_a_thousand_million_samples_starts_anywhere_at_once() -> None:
+    size, batch = 10**9, 64
+    for step in (0, size // batch // 2, size // batch - 1):
+        sampler = ShardSampler(size, batch, rank=2, world_size=3)
+        sampler.seek(1, step)
+        tracemalloc.start()
+        first = next(iter(sampler))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 50e6
+        order = Permutation(size, 0, 1)(np.arange(step * batch, (step + 1) * batch))
+        assert own(first) == order[2::3].tolist()
+
+
+def test_a_set_that_is_not_shuffled_is_not_listed_either() -> None:
+    sampler = ShardSampler(10**9, 10, shuffle=False)
+    sampler.seek(0, 10**8 - 1)
+    assert next(iter(sampler)).micro_batches == [list(range(10**9 - 10, 10**9))]

@@ -1,8 +1,8 @@
 """What every peer does, and how it is timed: the quickstart's work on images made here.
 
-`SPEED_WORK=mlp` is the quickstart's network on 60,000 images, `SPEED_WORK=conv` a small residual network on the
-first 12,800, `SPEED_WORK=small` a tenth of the quickstart's. A peer calls `timed()` before it trains and
-`report()` at the end.
+`SPEED_WORK` chooses: `mlp` is the quickstart's network on 60,000 images, `conv` a small residual
+network on the first 12,800, `small` a tenth of the quickstart's. A peer calls `timed()` before it
+trains and `report()` at the end.
 """
 
 import atexit
