@@ -165,22 +165,27 @@ class Loader:
         self.sampler = sampler
         self.device = device
         workers = recipe.num_workers
-        self._source = DataLoader(
-            cast("Dataset[Shard]", _Fetcher(dataset, recipe)),
-            batch_size=None,  # the sampler already speaks in batches
-            sampler=sampler,
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
-            worker_init_fn=_start_data_worker if workers else None,
-            multiprocessing_context="fork" if workers else None,
-        )
+        fetcher = _Fetcher(dataset, recipe)
+        self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
+        if workers or device.type == "cuda":
+            loader: DataLoader[Shard] = DataLoader(
+                fetcher,
+                batch_size=None,  # the sampler already speaks in batches
+                sampler=sampler,
+                collate_fn=_as_it_is,
+                num_workers=workers,
+                pin_memory=device.type == "cuda",
+                persistent_workers=workers > 0,
+                worker_init_fn=_start_data_worker if workers else None,
+                multiprocessing_context="fork" if workers else None,
+            )
+            self._source = lambda: iter(loader)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Shard]:
-        for shard in self._source:
+        for shard in self._source():
             if self.device.type == "cpu":
                 yield shard
             else:
@@ -190,6 +195,11 @@ class Loader:
         return pytree.tree_map_only(
             Tensor, lambda tensor: tensor.to(self.device, non_blocking=True), batches
         )
+
+
+def _as_it_is(shard: Any) -> Any:
+    """Collate nothing: the fetcher has done it."""
+    return shard
 
 
 def _start_data_worker(_worker: int) -> None:

@@ -31,6 +31,14 @@ from launcher.wandb_run import Ending
 
 _HASTE_S = 3.0  # for W&B, when the user wants out at once
 
+# What a step frees the next one needs again: glibc keeps it, in huge pages, instead of giving it
+# back to the kernel. Read when a process starts, so it is for the parent to say.
+_ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+
 
 @dataclass(frozen=True)
 class Nodes:
@@ -133,7 +141,7 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     }
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
-    return {**base, **added}
+    return {**_ALLOCATOR, **base, **added}
 
 
 def _threads(nodes: Nodes) -> int:

@@ -36,15 +36,20 @@ class Sums:
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
-        self._losses = torch.zeros(capacity, dtype=torch.float64, device=device)
+        self._hold(torch.zeros(capacity, dtype=torch.float64, device=device))
+        self._correct = self._losses.new_zeros(())  # (); whole numbers, exact up to 2**53
         self.reset()
+
+    def _hold(self, losses: Tensor) -> None:
+        self._losses = losses  # (capacity,)
+        self._slots = losses.unbind()  # adding to a slot is one operation, to `losses[k]` three
 
     def reset(self) -> None:
         """Forget everything; done after a report."""
         self._losses.zero_()
+        self._correct.zero_()
         self._step = 0
         self._count: float | Tensor = 0
-        self._correct: int | Tensor = 0
         self._samples = 0
         self._has_accuracy = True
 
@@ -53,21 +58,21 @@ class Sums:
         self.reset()
         self._step = len(totals.losses)
         # Room for a window that was longer: `log_every` may have been changed.
-        self._losses = self._losses.new_zeros(len(self._losses) + self._step)
+        self._hold(self._losses.new_zeros(len(self._losses) + self._step))
         self._has_accuracy = totals.correct is not None
         if mine:
             self._losses[: self._step] = torch.tensor(totals.losses, dtype=torch.float64)
             self._count, self._samples = totals.count, totals.samples
-            self._correct = totals.correct or 0
+            self._correct.fill_(totals.correct or 0)
 
     def add(self, sums: StepSums) -> None:
         """Add a micro-batch of the current step."""
-        self._losses[self._step] += sums.loss.detach()
+        self._slots[self._step].add_(sums.loss.detach())
         self._count = self._count + sums.count
         if sums.correct is None:
             self._has_accuracy = False
         else:
-            self._correct = self._correct + sums.correct.detach()
+            self._correct.add_(sums.correct.detach())
 
     def end_batch(self, samples: int) -> None:
         """Count the samples of this rank's shard, once all its micro-batches were added."""

@@ -7,6 +7,7 @@ sample never depends on the world size, the batch it is in, or the data worker t
 
 import random
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +48,16 @@ class SampleRandom:
     """
 
     def __init__(self, seed: int, epoch: int, indices: Sequence[int]) -> None:
-        base = np.uint64(mix(_SAMPLE, seed, epoch))
-        self._state: Words = _mix_array(np.asarray(indices, dtype=np.uint64) ^ base)
+        self._seed, self._epoch, self._indices = seed, epoch, indices
         self._drawn = 0
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self._indices)
+
+    @cached_property  # most datasets draw nothing
+    def _state(self) -> Words:
+        base = np.uint64(mix(_SAMPLE, self._seed, self._epoch))
+        return _mix_array(np.asarray(self._indices, dtype=np.uint64) ^ base)
 
     def uniform(self, count: int = 1) -> torch.Tensor:
         """Return float32 numbers in [0, 1), shape (samples, count)."""

@@ -157,3 +157,9 @@ def test_the_users_environment_is_passed_on() -> None:
     base = {"HOME": "/root", "MY_DATA": "here"}
     assert environment(Nodes(nproc=2), base).items() >= base.items()
     assert base == {"HOME": "/root", "MY_DATA": "here"}
+
+
+def test_the_allocator_is_set_up_for_training_unless_the_user_has() -> None:
+    name = "MALLOC_TRIM_THRESHOLD_"
+    assert int(environment(Nodes(nproc=2), {})[name]) > 1 << 30
+    assert environment(Nodes(nproc=2), {name: "1"})[name] == "1"
