@@ -1,8 +1,8 @@
 """The agent of one node: `accelerate launch` (so torchrun) with its rough edges taken off.
 
 It meets its own processes on loopback where all are on this machine, and it says in a file which
-of them failed. Started as `python -m launcher.start agent EXITS ARGS…`, where ARGS are those of
-`accelerate launch`.
+of them failed. Started as `python -m launcher.start agent EXITS FORKS ARGS…`, where ARGS are those
+of `accelerate launch`, and FORKS is how many workers are forked from here: all, or 0.
 """
 
 import signal
@@ -26,6 +26,8 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from launcher import worker
+from launcher.forks import stand_in
 from launcher.run_dir import write_json
 
 _HOST = "127.0.0.1"
@@ -95,7 +97,10 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # stop requests go to the workers directly
     rendezvous_handler_registry.register("loopback", _create)
     _end_survivors_soon()
-    exits, *arguments = argv
+    exits, forks, *arguments = argv
+    if int(forks):
+        run, spec = arguments[-2:]
+        stand_in(int(forks), lambda: worker.main([run, spec]))
     try:
         launch_command(launch_command_parser().parse_args(arguments))
     except ChildFailedError as error:

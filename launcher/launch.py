@@ -123,7 +123,17 @@ def command(
     elif nodes.cpu or gpus() == 0:
         words += ["--cpu"]
     agent = [sys.executable, "-m", "launcher.start", "agent", str(run.exits(nodes.node_rank))]
-    return [*agent, *words, *extra, *worker]
+    return [*agent, str(_forks(nodes, extra)), *words, *extra, *worker]
+
+
+def _forks(nodes: Nodes, extra: Sequence[str]) -> int:
+    """Return how many workers the agent forks: all it has, or none where that may not be safe.
+
+    CUDA does not survive a fork, and other options of `accelerate launch` may ask for more than to
+    start our own worker.
+    """
+    on_cpu = nodes.cpu or gpus() == 0
+    return nodes.nproc if on_cpu and not extra and sys.platform == "linux" else 0
 
 
 def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
