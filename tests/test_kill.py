@@ -63,14 +63,15 @@ def in_a_test(run: Path) -> bool:
 
 def victims(launched: int, victim: str) -> list[psutil.Process]:
     everybody = psutil.Process(launched).children(recursive=True)
-    agents = [p for p in everybody if "agent" in p.cmdline()]
-    workers = [p for p in everybody if "worker" in p.cmdline() and p not in agents]
-    by_rank = {p.environ().get("RANK", "0"): p for p in workers}
+    words = {p: p.cmdline() for p in psutil.Process(launched).children()}
+    agents = [p for p in words if "agent" in words[p]]
     if victim == "agent":
         return agents
     if victim == "everybody":
         return [psutil.Process(launched), *everybody]
-    return [by_rank[victim.removeprefix("rank ")]]
+    workers = agents[0].children() if agents else [p for p in words if "worker" in words[p]]
+    log = victim.replace(" ", "-") + ".log"
+    return [p for p in workers if any(Path(file.path).name == log for file in p.open_files())]
 
 
 def listening(processes: list[psutil.Process]) -> set[int]:

@@ -98,6 +98,7 @@ def test_several_processes_come_from_accelerate_on_loopback(nproc: int) -> None:
     argv = command(Nodes(nproc=nproc), RUN, RUN, "bf16")
     start = [sys.executable, "-m", "launcher.start"]
     assert argv[:5] == [*start, "agent", "/runs/r/logs/node-0-exits.json"]
+    assert argv[5] == str(nproc)  # all are forked
     assert argv[-5:] == ["-m", "launcher.start", "worker", "/runs/r", "/runs/r"]
     told = options(argv)
     assert told["--num_processes"] == str(nproc)
@@ -163,3 +164,20 @@ def test_the_allocator_is_set_up_for_training_unless_the_user_has() -> None:
     name = "MALLOC_TRIM_THRESHOLD_"
     assert int(environment(Nodes(nproc=2), {})[name]) > 1 << 30
     assert environment(Nodes(nproc=2), {name: "1"})[name] == "1"
+
+
+@pytest.mark.parametrize(
+    ("visible", "nodes", "extra", "forks"),
+    [
+        ("", Nodes(nproc=2), [], "2"),
+        ("", TWO_MACHINES, [], "2"),
+        ("0,1", Nodes(nproc=2), [], "0"),
+        ("0,1", Nodes(nproc=2, cpu=True), [], "2"),
+        ("", Nodes(nproc=2), ["--numa_affinity"], "0"),
+    ],
+)
+def test_workers_are_forked_only_where_there_is_no_gpu_and_no_option_of_the_users(
+    visible: str, nodes: Nodes, extra: list[str], forks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert command(nodes, RUN, RUN, "no", extra)[5] == forks

@@ -37,9 +37,8 @@ def wait_for_steps(run: Path, world: int, target: int, timeout_s: float = 120) -
 
 
 def kill_one(launched: int, rng: random.Random) -> None:
-    everybody = psutil.Process(launched).children(recursive=True)
-    workers = [p for p in everybody if "worker" in p.cmdline() and "agent" not in p.cmdline()]
-    rng.choice(workers).kill()
+    [agent] = [p for p in psutil.Process(launched).children() if "agent" in p.cmdline()]
+    rng.choice(agent.children()).kill()
 
 
 def soak(folder: Path, world: int, kills: int, rng: random.Random) -> list[float]:

@@ -197,7 +197,7 @@ def main() -> None:
     everyone = [peer for peer in peers() if peer.name in names]
     rows: dict[str, list[Row]] = {peer.name: [] for peer in everyone}
     with tempfile.TemporaryDirectory() as folder:
-        env = os.environ | {"SPEED_DATA": folder}
+        env = os.environ | {"SPEED_DATA": folder, "OMP_NUM_THREADS": "1"}
         subprocess.run([PYTHON, str(PEERS / "work.py")], env=env, check=True)
         for number in range(options.rounds):
             for peer in everyone:
@@ -208,7 +208,9 @@ def main() -> None:
     for what, key, mine, theirs, most in TARGETS.get(options.work, []):
         if mine in found and theirs in found:
             a, b = found[mine][key], found[theirs][key]
-            print(f"{what:40}{a:10.2f} against {b:10.2f}: {a / b:.2f}, at most {most}")
+            print(f"{what:42}{a:10.2f} against {b:10.2f}: {a / b:.2f}, at most {most}")
+    if options.work == "mlp":
+        subprocess.run([PYTHON, str(HERE / "parts.py")], check=True)
 
 
 if __name__ == "__main__":

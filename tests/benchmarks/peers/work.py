@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -72,10 +73,10 @@ def make_images(root: Path) -> None:
 def in_memory(name: str, count: int) -> tuple[Tensor, Tensor]:
     """Return images, uint8 (n, 1, 28, 28), and labels, int64 (n,)."""
     raw = Path(DATA) / "FashionMNIST" / "raw"
-    images = bytearray((raw / f"{name}-images-idx3-ubyte").read_bytes()[16:])
-    labels = bytearray((raw / f"{name}-labels-idx1-ubyte").read_bytes()[8:])
-    tensor = torch.frombuffer(images, dtype=torch.uint8).view(-1, 1, 28, 28)
-    return tensor[:count], torch.frombuffer(labels, dtype=torch.uint8).long()[:count]
+    images = np.fromfile(raw / f"{name}-images-idx3-ubyte", np.uint8, offset=16)
+    labels = np.fromfile(raw / f"{name}-labels-idx1-ubyte", np.uint8, offset=8)
+    tensor = torch.from_numpy(images).view(-1, 1, 28, 28)
+    return tensor[:count], torch.from_numpy(labels).long()[:count]
 
 
 def torchvision_sets() -> tuple[Any, Any]:
