@@ -95,6 +95,7 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
 )
 @_machines
 @_MAX_RESTARTS
+@click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
 @TRACKING
 @click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
 @click.option("--group", help="W&B group. [default: WANDB_RUN_GROUP]")
@@ -114,6 +115,7 @@ def run(
     node_rank: int,
     rdzv_endpoint: str | None,
     max_restarts: int,
+    profile: bool,
     tracking: str | None,
     project: str | None,
     group: str | None,
@@ -145,7 +147,7 @@ def run(
     config_json = describe_run(
         file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu, tracking=tracked
     )
-    spec.create(config_json, file.source)
+    spec.create(config_json | ({"profile": True} if profile else {}), file.source)
     launch(Launch(folder, spec, nodes, ctx.args, max_restarts))
 
 

@@ -42,8 +42,11 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         progress.samples_into_epoch += shard.size
         run.times.end_step(shard.size)
         run.marker.step(progress.step)
+        if run.profiler:
+            run.profiler.step()
         if run.pulse.due() or report:
-            exchange(run, saver, report=report)
+            with run.times.spending("reports"):
+                exchange(run, saver, report=report)
         if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0 and not last:
             checkpoint(run, saver)
 
@@ -77,6 +80,8 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
         _divide_by_count(run, shard.size, count)
     if measure:
         _measure(run)
+    if run.recipe.clip_norm is not None:  # gradients are those of the global batch on every rank
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.scheduler:
@@ -154,7 +159,8 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
 def checkpoint(run: Training, saver: Saver | None) -> None:
     """Start saving a checkpoint; collective. Weights that are not finite are not saved."""
     if saver:
-        saver.save(run, _summed(run, [])[0])
+        with run.times.spending("checkpoints"):
+            saver.save(run, _summed(run, [])[0])
 
 
 def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:

@@ -41,6 +41,10 @@ def prepare(
     model = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
     loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe).to(context.device)
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution
+    if recipe.compile:
+        model.compile()  # in place: it stays the user's own module, with its own names
     model = context.wrap(model)
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     scheduler = recipe.scheduler(optimizer)

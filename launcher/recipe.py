@@ -28,6 +28,7 @@ _AT_LEAST: Mapping[str, float] = {
     "micro_batch_size": 1,
     "test_batch_size": 1,
     "num_workers": 0,
+    "clip_norm": 0,
     "seed": 0,
     "torch_order_up_to": 0,
     "log_every": 1,
@@ -65,6 +66,9 @@ class Recipe:
     test_batch_size: int = 1000  # samples of one test batch, over all processes together
     num_workers: int = 0  # data loading processes for each training process
     mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
+    channels_last: bool = False  # lay images out as convolutions like them best
+    compile: bool = False  # compile the model with torch.compile
+    clip_norm: float | None = None  # largest norm of a step's gradient; longer ones are shortened
     seed: int = 0  # where all randomness of the run comes from
     torch_order_up_to: int = 2_000_000  # most samples shuffled by torch; more in constant memory
     log_every: int = 100  # batches between two reports of the training loss

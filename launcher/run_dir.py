@@ -90,6 +90,10 @@ class RunDir:
         """How far a rank is (see `launcher.progress`)."""
         return self.logs / f"rank-{rank}.mark"
 
+    def trace(self, rank: int) -> Path:
+        """What some steps of a rank spent their time on, for Perfetto."""
+        return self.path / f"trace-rank-{rank}.json"
+
     def agent(self, node_rank: int) -> Path:
         """What the agent of one node said: `accelerate launch` and torchrun."""
         return self.logs / f"node-{node_rank}.log"

@@ -1,16 +1,23 @@
 """What the steps of one rank take, and how much of it is waiting."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
 class StepTimes:
-    """Wall time since the last report, in seconds on this rank's clock."""
+    """Wall time since the last report, in seconds on this rank's clock.
+
+    `spent` is over all of the session, by what it was spent on besides steps.
+    """
 
     def __init__(self) -> None:
+        self.spent: defaultdict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
         self.start()
 
     def start(self) -> None:
@@ -27,13 +34,33 @@ class StepTimes:
         """Give the batches, and count how long each is waited for."""
         source = iter(batches)
         while True:
-            asked = time.perf_counter()
+            before = self.spent["data"]
             try:
-                batch = next(source)
+                with self.spending("data"):
+                    batch = next(source)
             except StopIteration:
                 return
-            self.data_s += time.perf_counter() - asked
+            self.data_s += self.spent["data"] - before
             yield batch
+
+    @contextmanager
+    def spending(self, what: str) -> Iterator[None]:
+        """Count the time of a block as spent on something else than steps."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[what] += time.perf_counter() - began
+
+    def shares(self) -> dict[str, float]:
+        """Return what share of the session went into what, the largest first; 1 together.
+
+        `steps` is computing and, in gradients, communicating: the two overlap.
+        """
+        session_s = time.perf_counter() - self._began
+        shares = {what: seconds / session_s for what, seconds in self.spent.items()}
+        shares["steps"] = 1 - sum(shares.values())
+        return dict(sorted(shares.items(), key=lambda row: -row[1]))
 
     def end_step(self, samples: int) -> None:
         """Count a step over a global batch of so many samples."""

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.profiler import profile
 
 from launcher.context import Context
 from launcher.data import Loader
@@ -73,6 +74,7 @@ class Training:
     times: StepTimes = field(default_factory=StepTimes)
     measured: Measured = field(default_factory=Measured)
     progress: Progress = field(default_factory=Progress)
+    profiler: profile | None = None
     most_steps: int | None = None  # of each loop, for debugging
 
     @property

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,12 +18,15 @@ from launcher.faults import StopRequest
 from launcher.hyperparameters import configure
 from launcher.loops import checkpoint, test_loop, train_loop
 from launcher.prepare import prepare
+from launcher.profiling import profiling
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, load
 from launcher.record import Record, logged
 from launcher.run_dir import RunDir, write_json, written
 from launcher.tracking import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
 from launcher.training import Training
+
+_MUCH_WAITING = 0.25  # share of training that is worth a hint
 
 
 def resume(training: Training, run: RunDir) -> int:
@@ -70,7 +74,9 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
             train_loop(training, saver)
             in_training_s += time.perf_counter() - started
             samples += progress.samples_into_epoch - before
-            progress.end_epoch(test_loop(training, saver))
+            with training.times.spending("tests"):
+                totals = test_loop(training, saver)
+            progress.end_epoch(totals)
             progress.seconds = time.perf_counter() - began
             checkpoint(training, saver)
     except Stopped:
@@ -94,6 +100,7 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         "test_samples": test.get("samples"),
         "seconds": progress.seconds,
         "samples_per_second": samples / max(in_training_s, 1e-9),
+        "time_shares": training.times.shares(),  # of this session, on this rank
     }
 
 
@@ -107,10 +114,21 @@ def last_words(result: dict[str, Any], run: RunDir | None) -> str:
     )
 
 
-def work(recipe: Recipe, run: RunDir, context: Context, source: str) -> None:
+def time_words(shares: dict[str, float]) -> str:
+    """Return the line that says what the time of a run went into."""
+    words = "Time: " + ", ".join(f"{100 * share:.0f}% {what}" for what, share in shares.items())
+    if shares.get("data", 0) > _MUCH_WAITING * (shares.get("data", 0) + shares["steps"]):
+        words += "\nhint: training waited for data; more num_workers, or an ArrayDataset, may help"
+    return words
+
+
+def work(
+    recipe: Recipe, run: RunDir, context: Context, source: str, *, profiled: bool = False
+) -> None:
     """Train in this process, from the newest checkpoint of the run on; collective.
 
-    Rank 0 leaves result.json, the weights and the last line.
+    Rank 0 leaves result.json, the weights and the last lines; `profiled` leaves a trace of each
+    rank.
     """
     with StopRequest() as stop:
         training = prepare(recipe, context, stop, run=run, source=source)
@@ -119,12 +137,13 @@ def work(recipe: Recipe, run: RunDir, context: Context, source: str) -> None:
         if context.rank == 0:
             training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
         saver = Saver(run, recipe.keep_last, recipe.keep_best, training.marker)
-        result = train(training, saver)
+        with profiling(training, run) if profiled else nullcontext():
+            result = train(training, saver)
     if context.rank == 0:
         with written(run.weights) as path:
             save_model(unwrapped(training.model), str(path))
         write_json(run.result, result)
-        print(last_words(result, run), flush=True)
+        print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
 
 
 def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
@@ -187,7 +206,7 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
         if told.get("test"):
             test(recipe, run, context, Path(told["test"]))
         else:
-            work(recipe, run, context, source)
+            work(recipe, run, context, source, profiled=bool(told.get("profile")))
     finally:
         context.close()
 

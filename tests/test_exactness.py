@@ -1,5 +1,6 @@
 """The same numbers from any number of processes: curves, weights and counts, with real gloo."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ CASES: list[dict[str, Any]] = [
     {"name": "tokens", "recipe": "tokens", "dtype": "float64"},
     {"name": "tokens-micro", "recipe": "tokens", "dtype": "float64", "micro_batch_size": 2},
     {"name": "tokens-ghosts", "recipe": "tokens", "dtype": "float64", "batch_size": 2, "epochs": 1},
+    {"name": "clipped", **F64, "clip_norm": 0.2, "epochs": 4},
+    {"name": "convolved", **F64, "convolve": True, "epochs": 2},
+    {"name": "layout", **F64, "convolve": True, "epochs": 2, "channels_last": True},
     {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
     {"name": "no-workers", "recipe": "sampled", "dtype": "float64"},
     {"name": "short", "recipe": "curve", "epochs": 2},
@@ -103,3 +107,22 @@ def test_data_workers_change_nothing(one: Path, several: Path) -> None:
 def test_augmentation_and_micro_batches_are_not_vacuous(one: Path) -> None:
     assert Run(one / "augmented").farthest(Run(one / "small")) > 1e-6
     assert Run(one / "micro").weight_bytes != Run(one / "plain").weight_bytes
+
+
+def test_clipping_shortens_and_layout_changes_nothing_but_rounding(one: Path) -> None:
+    assert Run(one / "clipped").farthest(Run(one / "small")) > 1e-6
+    assert Run(one / "layout").farthest(Run(one / "convolved")) <= 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++: apt-get install g++")
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_compiled_model_is_the_same_model(tmp_path: Path, world: int) -> None:
+    cases = [
+        {"name": name, "recipe": "curve", "epochs": 2, "compile": name == "compiled"}
+        for name in ("plain", "compiled")
+    ]
+    many_runs(tmp_path, world, cases)
+    plain, compiled = Run(tmp_path / "plain"), Run(tmp_path / "compiled")
+    assert compiled.weights.keys() == plain.weights.keys()
+    assert 0 < compiled.farthest(plain) < 1e-4  # other kernels, other rounding

@@ -59,14 +59,16 @@ class Curve(Recipe):
     optimizer_name: Literal["sgd", "adamw"] = "sgd"
     schedule: bool = False
     norm: bool = False  # batch norm, and a buffer that is not in the state_dict
+    convolve: bool = False
     step_s: float = 0.0  # seconds that a training step takes longer
     test_s: float = 0.0  # seconds that a test batch takes longer
 
     def model(self) -> nn.Module:
         return nn.Sequential(
             Pause(self.step_s, self.test_s),
+            *([nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 28)] if self.convolve else []),
             nn.Flatten(),
-            nn.Linear(784, self.hidden),
+            nn.Linear(1 if self.convolve else 784, self.hidden),
             *([nn.BatchNorm1d(self.hidden), Average(self.hidden)] if self.norm else []),
             nn.ReLU(),
             nn.Dropout(self.dropout),
