@@ -1,6 +1,7 @@
 """Build everything a recipe describes, and check that it can be trained by these ranks."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -133,7 +134,7 @@ def _refuse_divergence(
     everyones = context.gather(mine)
     for what in mine:
         values = [theirs[what] for theirs in everyones]
-        usual = max(values, key=values.count)
+        usual = Counter(values).most_common(1)[0][0]
         odd = [rank for rank, value in enumerate(values) if value != usual]
         if odd:
             raise TrainingFailed(

@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import Run, many_runs
+from training import RECIPES, Run, many_runs
+
+from launcher.context import Context
+from launcher.faults import StopRequest
+from launcher.hyperparameters import configure
+from launcher.prepare import prepare
+from launcher.recipe_file import find, load
 
 F64 = {"recipe": "curve", "dtype": "float64"}
 CASES: list[dict[str, Any]] = [
@@ -125,4 +131,11 @@ def test_a_compiled_model_is_the_same_model(tmp_path: Path, world: int) -> None:
     many_runs(tmp_path, world, cases)
     plain, compiled = Run(tmp_path / "plain"), Run(tmp_path / "compiled")
     assert compiled.weights.keys() == plain.weights.keys()
-    assert 0 < compiled.farthest(plain) < 1e-4  # other kernels, other rounding
+    assert compiled.farthest(plain) < 1e-4  # other kernels, other rounding
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_model_is_compiled_only_where_it_is_asked_for(asked: bool) -> None:
+    recipe = configure(load(find(str(RECIPES / "curve.py"))), "curve", {"compile": asked})
+    training = prepare(recipe, Context(cpu=True), StopRequest())
+    assert (training.model._compiled_call_impl is not None) == asked

@@ -1,0 +1,135 @@
+"""What grows with the number of processes, in a simulation of up to 1,024 ranks by one.
+
+    uv run python tests/benchmarks/scale.py
+
+One process stands for a rank, or for the launcher of a node, and does what it would do; a fake
+process group answers collectives at once, so what is measured is this side of the network.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from launcher.launch import Nodes, command, environment
+from launcher.mark import Marker
+from launcher.metrics import Sums
+from launcher.recipe import StepSums
+from launcher.record import Record
+from launcher.run_dir import RunDir
+from launcher.sampler import ShardSampler
+from launcher.supervise import HangWatch
+from launcher.verdict import verdict
+
+WORLDS = (1, 8, 64, 256, 1024)
+NODE = 8  # processes of a machine
+SAMPLES = 10**9
+
+
+def ms(do: Callable[[], object], times: int = 5) -> float:
+    """Median CPU time, ms."""
+    took = []
+    for _ in range(times):
+        began = time.process_time()
+        do()
+        took.append(1e3 * (time.process_time() - began))
+    return statistics.median(took)
+
+
+def sampler(world: int) -> tuple[float, float]:
+    """Seek to the middle of an epoch, and a step: 64 samples a rank."""
+    made = ShardSampler(SAMPLES, 64 * world, rank=world - 1, world_size=world)
+    middle = made.steps // 2
+
+    def first() -> None:
+        made.seek(1, middle)
+        next(iter(made))
+
+    def steps() -> None:
+        made.seek(1, middle)
+        shards = iter(made)
+        for _ in range(1000):
+            next(shards, None)
+
+    return ms(first), ms(steps) / 1000
+
+
+def report(world: int) -> float:
+    """Add up a hundred steps and reduce them: what a report costs a rank."""
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        sums = Sums(100, torch.device("cpu"))
+        step = StepSums(torch.tensor(1.0), 64, torch.tensor(3))
+
+        def one() -> None:
+            sums.reset()
+            for _ in range(100):
+                sums.add(step)
+                sums.end_step(64)
+            vector = sums.vector()
+            dist.all_reduce(vector)
+            sums.totals(vector.tolist())
+
+        return ms(one)
+    finally:
+        dist.destroy_process_group()
+
+
+def node(world: int, folder: Path) -> tuple[float, float]:
+    """Plan a machine's processes and look at how they get on, once."""
+    run = RunDir(folder / f"node-{world}")
+    run.logs.mkdir(parents=True)
+    here = min(world, NODE)
+    for rank in range(here):
+        Marker(run.mark(rank)).step(1)
+    watch = HangWatch({rank: run.mark(rank) for rank in range(here)}, 600)
+    nodes = Nodes(here, world // here, endpoint="host:1", cpu=True)
+
+    def look() -> None:
+        watch._looked = 0.0  # it looks twice a second
+        watch.verdict()
+
+    plan = ms(lambda: (command(nodes, run, run, "no"), environment(nodes, os.environ)))
+    return plan, ms(look)
+
+
+def ending(world: int, folder: Path) -> float:
+    """Read how all ranks ended, as machine 0 does."""
+    run = RunDir(folder / f"ending-{world}")
+    run.logs.mkdir(parents=True)
+    for rank in range(world):
+        record = Record.started(rank)
+        record.end("completed")
+        record.write(run)
+    return ms(lambda: verdict(run, world, 0, 0))
+
+
+def main() -> None:
+    rows: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for world in WORLDS:
+            first, step = sampler(world)
+            plan, look = node(world, Path(folder))
+            found = {
+                "sampler: to the middle of 10^9 samples": first,
+                "sampler: a step": step,
+                "metrics: 100 steps and their report": report(world),
+                "launch: plan a machine": plan,
+                "launch: look for a hang": look,
+                "end: read all ranks' records": ending(world, Path(folder)),
+            }
+            for what, took in found.items():
+                rows.setdefault(what, []).append(took)
+    print(f"{'CPU ms, by ranks':42}" + "".join(f"{world:>9,}" for world in WORLDS))
+    for what, times in rows.items():
+        print(f"{what:42}" + "".join(f"{took:9.3f}" for took in times))
+
+
+if __name__ == "__main__":
+    main()
