@@ -107,7 +107,7 @@ def ending(world: int, folder: Path) -> float:
         record = Record.started(rank)
         record.end("completed")
         record.write(run)
-    return ms(lambda: verdict(run, world, 0, 0))
+    return ms(lambda: verdict(run, range(world), [0], 0))
 
 
 def main() -> None:
