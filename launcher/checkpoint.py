@@ -107,6 +107,7 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
     return {
         "optimizer": _plain(_host_copy(training.optimizer.state_dict())),
         "scheduler": _plain(copy.deepcopy(scheduler.state_dict())) if scheduler else None,
+        "average": _host_copy(training.average.weights) if training.average else None,
         "progress": asdict(training.progress),
         "buffers": _host_copy(_unsaved_buffers(unwrapped(training.model))),
         "window": asdict(window),  # summed since the last report, over all ranks
@@ -122,6 +123,8 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
     state = _load_safely(checkpoint.path / files.TRAINING)
     try:
         load_model(training.model, checkpoint.path)
+        if training.average:
+            training.average.load(state.get("average"))
         for name, buffer in _unsaved_buffers(unwrapped(training.model)).items():
             buffer.copy_(state["buffers"][name])
         training.optimizer.load_state_dict(state["optimizer"])
@@ -141,6 +144,13 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
 def load_model(model: torch.nn.Module, folder: Path) -> None:
     """Load the weights of a checkpoint into a model."""
     unwrapped(model).load_state_dict(load_file(folder / files.MODEL))
+
+
+def load_to_test(training: Training, folder: Path) -> None:
+    """Load of a checkpoint what was tested when it was made."""
+    load_model(training.model, folder)
+    if training.average:
+        training.average.load(_load_safely(folder / files.TRAINING).get("average"))
 
 
 def _load_safely(path: Path) -> dict[str, Any]:

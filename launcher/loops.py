@@ -83,6 +83,8 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     if run.recipe.clip_norm is not None:  # gradients are those of the global batch on every rank
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
     run.optimizer.step()
+    if run.average:
+        run.average.update()
     run.optimizer.zero_grad()
     if run.scheduler:
         run.scheduler.step()

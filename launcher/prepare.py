@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 import launcher
+from launcher.averaging import Average
 from launcher.context import Context, unwrapped
 from launcher.data import Loader, SizedData, sized
 from launcher.errors import RecipeError, TrainingFailed
@@ -68,6 +69,7 @@ def prepare(
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
         marker=Marker(run.mark(context.rank) if run else None),
+        average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
         most_steps=most_steps,
     )
 

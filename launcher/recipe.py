@@ -29,6 +29,7 @@ _AT_LEAST: Mapping[str, float] = {
     "test_batch_size": 1,
     "num_workers": 0,
     "clip_norm": 0,
+    "ema_decay": 0,
     "seed": 0,
     "torch_order_up_to": 0,
     "log_every": 1,
@@ -69,6 +70,7 @@ class Recipe:
     channels_last: bool = False  # lay images out as convolutions like them best
     compile: bool = False  # compile the model with torch.compile
     clip_norm: float | None = None  # largest norm of a step's gradient; longer ones are shortened
+    ema_decay: float | None = None  # average weights like this for tests and the end, like 0.999
     seed: int = 0  # where all randomness of the run comes from
     torch_order_up_to: int = 2_000_000  # most samples shuffled by torch; more in constant memory
     log_every: int = 100  # batches between two reports of the training loss

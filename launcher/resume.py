@@ -100,19 +100,23 @@ def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launc
 
 
 def _kept(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Return a folder with the weights of a checkpoint, which a run that goes on may delete."""
+    """Return a folder with the files of a checkpoint, which a run that goes on may delete."""
     kept = folder / checkpoint.path.name
     kept.mkdir()
-    source, target = checkpoint.path / checkpoint_files.MODEL, kept / checkpoint_files.MODEL
+    try:
+        for name in (checkpoint_files.MODEL, checkpoint_files.TRAINING):
+            _link_or_copy(checkpoint.path / name, kept / name)
+    except OSError as error:
+        hint = "the run that goes on has deleted it; ask for another"
+        raise BadInput(f"checkpoint {checkpoint.path.name} is gone", hint=hint) from error
+    return kept
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except OSError:  # the folder for temporary files is on another disk
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            hint = "the run that goes on has deleted it; ask for another"
-            raise BadInput(f"checkpoint {checkpoint.path.name} is gone", hint=hint) from error
-    return kept
+        shutil.copyfile(source, target)
 
 
 def check_is_run(run: RunDir) -> None:

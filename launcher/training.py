@@ -1,5 +1,6 @@
 """The state of one run in one process: the parts that the loops work on, and how far they are."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.profiler import profile
 
+from launcher.averaging import Average
 from launcher.context import Context
 from launcher.data import Loader
 from launcher.faults import Pulse, StopRequest
@@ -74,8 +76,13 @@ class Training:
     times: StepTimes = field(default_factory=StepTimes)
     measured: Measured = field(default_factory=Measured)
     progress: Progress = field(default_factory=Progress)
+    average: Average | None = None
     profiler: profile | None = None
     most_steps: int | None = None  # of each loop, for debugging
+
+    def tested_weights(self) -> AbstractContextManager[None]:
+        """Have in the model, for a while, what is tested and kept: the average, if there is one."""
+        return self.average.in_the_model() if self.average else nullcontext()
 
     @property
     def position(self) -> Position:

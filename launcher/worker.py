@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from safetensors.torch import save_model
 
 from launcher import checkpoint_files
-from launcher.checkpoint import Saver, load_model, restore
+from launcher.checkpoint import Saver, load_to_test, restore
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import Context, unwrapped
 from launcher.errors import RecipeError, Stopped
@@ -74,7 +74,7 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
             train_loop(training, saver)
             in_training_s += time.perf_counter() - started
             samples += progress.samples_into_epoch - before
-            with training.times.spending("tests"):
+            with training.times.spending("tests"), training.tested_weights():
                 totals = test_loop(training, saver)
             progress.end_epoch(totals)
             progress.seconds = time.perf_counter() - began
@@ -140,7 +140,7 @@ def work(
         with profiling(training, run) if profiled else nullcontext():
             result = train(training, saver)
     if context.rank == 0:
-        with written(run.weights) as path:
+        with written(run.weights) as path, training.tested_weights():
             save_model(unwrapped(training.model), str(path))
         write_json(run.result, result)
         print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
@@ -149,8 +149,9 @@ def work(
 def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
     """Test a checkpoint in this process; collective. Rank 0 leaves the numbers in result.json."""
     training = prepare(recipe, context, StopRequest(), run=run)
-    load_model(training.model, path)
-    totals = test_loop(training, None)
+    load_to_test(training, path)
+    with training.tested_weights():
+        totals = test_loop(training, None)
     if context.rank == 0:
         result = {
             "state": "completed",

@@ -31,6 +31,7 @@ CASES: list[dict[str, Any]] = [
     {"name": "tokens-micro", "recipe": "tokens", "dtype": "float64", "micro_batch_size": 2},
     {"name": "tokens-ghosts", "recipe": "tokens", "dtype": "float64", "batch_size": 2, "epochs": 1},
     {"name": "clipped", **F64, "clip_norm": 0.2, "epochs": 4},
+    {"name": "averaged", **F64, "ema_decay": 0.9, "epochs": 4},
     {"name": "convolved", **F64, "convolve": True, "epochs": 2},
     {"name": "layout", **F64, "convolve": True, "epochs": 2, "channels_last": True},
     {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
@@ -115,8 +116,9 @@ def test_augmentation_and_micro_batches_are_not_vacuous(one: Path) -> None:
     assert Run(one / "micro").weight_bytes != Run(one / "plain").weight_bytes
 
 
-def test_clipping_shortens_and_layout_changes_nothing_but_rounding(one: Path) -> None:
+def test_clipping_and_averaging_change_weights_and_layout_only_rounding(one: Path) -> None:
     assert Run(one / "clipped").farthest(Run(one / "small")) > 1e-6
+    assert Run(one / "averaged").farthest(Run(one / "small")) > 1e-6
     assert Run(one / "layout").farthest(Run(one / "convolved")) <= 1e-12
 
 

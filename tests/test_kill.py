@@ -98,6 +98,7 @@ def ports_of(connections: list[Any]) -> set[int]:
         (3, "rank 0", in_a_save, "adamw"),
         (3, "rank 1", in_a_step, "sgd norm=true micro_batch_size=9"),
         (2, "rank 0", in_a_step, "adamw norm=true"),
+        (2, "rank 1", in_a_step, "sgd ema_decay=0.9 clip_norm=1"),
         (3, "rank 2", in_a_test, "sgd"),
         (3, "agent", in_a_step, "sgd"),
         (3, "everybody", in_a_step, "adamw"),

@@ -83,7 +83,7 @@ def measure(peer: Peer, work: str, data: Path, tries: int = 3) -> Row:
         cores = len(os.sched_getaffinity(0))
         env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         env |= {
-            "PYTHONPATH": os.pathsep.join([str(PEERS), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PEERS), os.environ.get("PYTHONPATH")])),
             "SPEED_DATA": str(data),
             "SPEED_WORK": work,
             "SPEED_OUT": folder,
