@@ -157,13 +157,13 @@ def test_the_same_scripts_run_on_this_machine_and_requeue(tmp_path: Path) -> Non
     options = ["--local", "--nodes=2", "--no-checks", "--run-dir"]
     done = launcher("submit", CURVE, *words, *options, "whole", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    slow = [*words, "step_s=0.15", *options, "r"]
+    slow = [*words, "step_s=0.4", *options, "r"]
     with started("submit", CURVE, *slow, cwd=tmp_path) as process:
         here = Run(tmp_path / "r")
         wait_for(lambda: len(here.rows) > 0 or process.poll() is not None)
         [batch] = psutil.Process(process.pid).children()
         batch.send_signal(signal.SIGUSR1)
-        assert process.wait(timeout=100) == 0
+        assert process.wait(timeout=200) == 0
     folder = SlurmFolder(tmp_path / "r" / "slurm")
     assert [one.verdict for one in folder.attempts()] == ["timeout", "completed"]
     assert here.weight_bytes == Run(tmp_path / "whole").weight_bytes
