@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from slurm_cluster import Cluster, missing, slurm_cluster
 from training import RECIPES, Run, launcher, wait_for
@@ -194,8 +195,9 @@ def test_a_killed_worker_is_named_and_the_job_starts_again(
     cluster: Cluster, tmp_path: Path, undisturbed: Run
 ) -> None:
     job = in_mid_epoch(two_nodes(cluster, tmp_path))
-    [worker] = [p.pid for p in cluster.processes("n2") if "start worker" in p.command
-                and "agent" not in p.command]  # fmt: skip
+    # The worker was forked from the agent, and has its command line.
+    agents = {p.pid for p in cluster.processes("n2") if "start agent" in p.command}
+    [worker] = [pid for pid in agents if psutil.Process(pid).ppid() in agents]
     os.kill(worker, signal.SIGKILL)
     job.wait("PENDING", timeout_s=60)
     assert "rank 1 on n2 failed first: killed by SIGKILL" in job.said

@@ -35,7 +35,7 @@ LONG = (*CURVE[:1], "epochs=10", *CURVE[2:])
 OFFLINE = {"WANDB_MODE": "offline"}
 # The client waits up to 15 s between two uploads, and longer after a fault.
 EAGER = {
-    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.5",
+    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",  # whole seconds
     "WANDB_X_FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "1",
     "WANDB_X_FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "1",
 }
