@@ -6,14 +6,13 @@ Training processes know nothing of it. Whatever W&B does, waiting for it ends in
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 
 from launcher.processes import PARENT, kill_tree
 from launcher.run_dir import RunDir, read_json
 from launcher.wandb_run import Ending, Mode
 
-PATIENCE_S = 15.0  # for W&B at the end of a run
+PATIENCE_S = 12.0  # for W&B at the end of a run; with all that is around it, 15
 _PER_BYTE_S = 1 / 2e6  # more, for weights that are to be uploaded
 _SAY_AFTER_S = 2.0
 
@@ -46,11 +45,12 @@ class Mirror:
 
         Says where the metrics are when they are not with W&B.
         """
-        with_model = read_json(self._run.config) or {}
-        if ending == "finished" and with_model.get("hyperparameters", {}).get("log_model"):
+        parameters = (read_json(self._run.config) or {}).get("hyperparameters", {})
+        if ending == "finished" and parameters.get("log_model"):
             patience_s += self._run.weights.stat().st_size * _PER_BYTE_S
+        word = f"{ending}\n" if ending else ""
         try:
-            self._process.communicate((ending or "").encode(), timeout=_SAY_AFTER_S)
+            self._process.communicate(word.encode(), timeout=_SAY_AFTER_S)
         except subprocess.TimeoutExpired:
             print(f"waiting for W&B, at most {patience_s:.0f} s", file=sys.stderr)
             self._wait(patience_s - _SAY_AFTER_S)
@@ -64,9 +64,8 @@ class Mirror:
             print(f"W&B: recorded offline; {again}", file=sys.stderr)
 
     def _wait(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
         try:
-            self._process.wait(max(0.0, deadline - time.monotonic()))
+            self._process.wait(seconds)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             kill_tree(self._process.pid)  # with wandb-core, which may hang
             self._process.wait()

@@ -5,6 +5,7 @@ run that is continued goes on where the server is. Offline it writes W&B's own f
 """
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -12,6 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
+
+from launcher.processes import PARENT, children
 from launcher.run_dir import RunDir, read_json, write_json
 from launcher.wandb_run import ENDINGS, Ending
 
@@ -24,13 +28,17 @@ _POLL_S = 0.25
 class Told:
     """How the run ended, as the launcher says on standard input; its death ends this process."""
 
-    def __init__(self) -> None:
-        self._word = ""
+    def __init__(self, word: str = "") -> None:
+        """Listen, but where an earlier process has heard the word."""
+        self._word = word
         self._heard = threading.Event()
-        threading.Thread(target=self._listen, daemon=True).start()
+        if word:
+            self._heard.set()
+        else:
+            threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        self._word = sys.stdin.read()
+        self._word = sys.stdin.readline().strip()
         self._heard.set()
 
     def within(self, seconds: float) -> Ending | None:
@@ -50,13 +58,21 @@ def follow(run: RunDir, mode: str, told: Told) -> bool:
         try:
             return _mirror(run, "online", told)
         except Exception as error:  # noqa: BLE001  # the client raises whatever it likes
-            from launcher.wandb_session import abandon  # noqa: PLC0415  # not before the first row
-
             say(f"WARNING: W&B fails ({_reason(error)}); from here on the run is recorded offline")
-            abandon()
-            _mirror(run, "offline", told)
-            return False
-    return _mirror(run, "offline", told)
+            _start_over(run, told)
+    _mirror(run, "offline", told)
+    return mode == "offline"
+
+
+def _start_over(run: RunDir, told: Told) -> None:
+    """Become a new process that records offline: a client that has failed may hang for good."""
+    for core in children(os.getpid(), recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            core.kill()
+    os.environ.pop("WANDB_SERVICE", None)  # where the client's core was
+    os.environ[PARENT] = str(os.getppid())
+    start = [sys.executable, "-m", "launcher.start", "mirror_process"]
+    os.execv(start[0], [*start, str(run.path), "fallback", told.within(_POLL_S) or ""])  # noqa: S606  # no shell is wanted
 
 
 def _mirror(run: RunDir, mode: Literal["online", "offline"], told: Told) -> bool:
@@ -119,13 +135,13 @@ def _reason(error: Exception) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Mirror a run directory: RUN_DIR and online, offline or sync; returns the exit code."""
+    """Mirror a run directory: RUN_DIR, online, offline, fallback or sync; returns the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # they are for training; here the launcher tells
-    path, mode = arguments
+    path, mode, *word = arguments
     run = RunDir(Path(path))
     if mode != "sync":
-        return 0 if follow(run, mode, Told()) else 1
+        return 0 if follow(run, mode, Told(*word)) else 1
     try:
         answer = sync(run)
     except Exception as error:  # noqa: BLE001  # the client raises whatever it likes

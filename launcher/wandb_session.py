@@ -10,10 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import wandb
 
-from launcher.processes import children
 from launcher.run_dir import RunDir, read_json
 from launcher.wandb_run import config_of, history_row, position, summary_of
 
@@ -136,12 +134,3 @@ class Session:
         for folder in own.parent.glob(f"offline-run-*-{self._client.id}"):
             if folder != own:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def abandon() -> None:
-    """Let go of a client that has failed, and of its wandb-core, which may be gone or hang."""
-    for core in children(os.getpid(), recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            core.kill()
-    with suppress(Exception):
-        wandb.teardown()
