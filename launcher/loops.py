@@ -45,7 +45,7 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         if run.profiler:
             run.profiler.step()
         if run.pulse.due() or report:
-            with run.times.spending("reports"):
+            with run.times.spending("tracking"):
                 exchange(run, saver, report=report)
         if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0 and not last:
             checkpoint(run, saver)
@@ -161,7 +161,7 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
 def checkpoint(run: Training, saver: Saver | None) -> None:
     """Start saving a checkpoint; collective. Weights that are not finite are not saved."""
     if saver:
-        with run.times.spending("checkpoints"):
+        with run.times.spending("checkpoint"):
             saver.save(run, _summed(run, [])[0])
 
 

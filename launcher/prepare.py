@@ -20,6 +20,8 @@ from launcher.randomness import seed_init
 from launcher.recipe import Recipe
 from launcher.run_dir import RunDir
 from launcher.sampler import ShardSampler
+from launcher.shared_memory import share_gradients
+from launcher.timing import StepTimes
 from launcher.training import Training
 
 
@@ -48,7 +50,12 @@ def prepare(
     if recipe.compile:
         model.compile()  # in place: it stays the user's own module, with its own names
     model = context.wrap(model)
+    times = StepTimes()
+    if recipe.shared_gradients:
+        share_gradients(model, context, times)
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
+    if recipe.fused_optimizer:
+        _fuse(optimizer)
     scheduler = recipe.scheduler(optimizer)
     if scheduler is not None:
         scheduler = _expect(scheduler, LRScheduler, "scheduler")
@@ -68,6 +75,7 @@ def prepare(
         test_loader=_loader(test_data, recipe, context, test=True),
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
+        times=times,
         marker=Marker(run.mark(context.rank) if run else None),
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
         most_steps=most_steps,
@@ -86,6 +94,17 @@ def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = F
         torch_order_up_to=recipe.torch_order_up_to,
     )
     return Loader(data, sampler, recipe, context.device)
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer update all weights in one operation; raises RecipeError where it cannot."""
+    if "fused" not in optimizer.defaults:
+        raise RecipeError(
+            f"{type(optimizer).__name__} has no fused form",
+            hint="leave fused_optimizer out, or use one of torch's SGD, Adam, AdamW or Adagrad",
+        )
+    for group in optimizer.param_groups:
+        group.update(fused=True, foreach=False)
 
 
 def _expect(made: Any, kind: type, method: str) -> Any:

@@ -77,6 +77,8 @@ class Recipe:
     checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
     keep_last: int = 3  # newest checkpoints to keep
     keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
+    fused_optimizer: bool = False  # update all weights in one operation where torch can
+    shared_gradients: bool = True  # sum in memory where all processes are on one machine's CPU
     find_unused_parameters: bool = False  # allow parameters that take no part in the loss
     hang_timeout: float = 600.0  # seconds without progress after which the run is ended
     log_model: bool = False  # upload the final weights to W&B, as an artifact

@@ -52,14 +52,19 @@ class StepTimes:
         finally:
             self.spent[what] += time.perf_counter() - began
 
+    def note(self, what: str, seconds: float) -> None:
+        """Count seconds that were estimated, at most all that is not accounted for."""
+        rest = time.perf_counter() - self._began - sum(self.spent.values())
+        self.spent[what] += min(seconds, rest)
+
     def shares(self) -> dict[str, float]:
         """Return what share of the session went into what, the largest first; 1 together.
 
-        `steps` is computing and, in gradients, communicating: the two overlap.
+        `compute` is what is left: the steps without waiting for data and for other ranks.
         """
         session_s = time.perf_counter() - self._began
         shares = {what: seconds / session_s for what, seconds in self.spent.items()}
-        shares["steps"] = 1 - sum(shares.values())
+        shares["compute"] = 1 - sum(shares.values())
         return dict(sorted(shares.items(), key=lambda row: -row[1]))
 
     def end_step(self, samples: int) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 from launcher import checkpoint_files
 from launcher.checkpoint import Saver, load_to_test, restore
 from launcher.checkpoint_files import Checkpoint
-from launcher.context import Context, unwrapped
+from launcher.context import Context, unwrapped, waited_s
 from launcher.errors import RecipeError, Stopped
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure
@@ -67,6 +67,7 @@ def warn(message: str) -> None:
 def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     """Train and test for what is left of the epochs; collective. Returns what result.json says."""
     recipe, progress = training.recipe, training.progress
+    first_step = progress.step
     began, in_training_s, samples = time.perf_counter() - progress.seconds, 0.0, 0
     try:
         while progress.epoch < recipe.epochs:
@@ -74,7 +75,7 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
             train_loop(training, saver)
             in_training_s += time.perf_counter() - started
             samples += progress.samples_into_epoch - before
-            with training.times.spending("tests"), training.tested_weights():
+            with training.times.spending("test"), training.tested_weights():
                 totals = test_loop(training, saver)
             progress.end_epoch(totals)
             progress.seconds = time.perf_counter() - began
@@ -87,6 +88,9 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         training.trackers.close()
         if saver:
             saver.wait()
+    if training.context.world_size > 1 and "communication" not in training.times.spent:
+        waited = (progress.step - first_step) * waited_s(training.model)
+        training.times.note("communication", waited)
     test = progress.test or {}
     return {
         "state": "completed",
@@ -117,7 +121,7 @@ def last_words(result: dict[str, Any], run: RunDir | None) -> str:
 def time_words(shares: dict[str, float]) -> str:
     """Return the line that says what the time of a run went into."""
     words = "Time: " + ", ".join(f"{100 * share:.0f}% {what}" for what, share in shares.items())
-    if shares.get("data", 0) > _MUCH_WAITING * (shares.get("data", 0) + shares["steps"]):
+    if shares.get("data", 0) > _MUCH_WAITING * (shares.get("data", 0) + shares["compute"]):
         words += "\nhint: training waited for data; more num_workers, or an ArrayDataset, may help"
     return words
 

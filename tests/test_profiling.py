@@ -28,23 +28,23 @@ def test_a_profiled_run_leaves_a_trace_of_each_rank_and_the_same_weights(tmp_pat
     assert Run(tmp_path / "r").weight_bytes == Run(tmp_path / "plain").weight_bytes
     shares = Run(tmp_path / "r").result["time_shares"]
     assert sum(shares.values()) == pytest.approx(1)
-    assert {"steps", "data", "tests", "reports", "checkpoints"} == shares.keys()
+    assert {"compute", "data", "communication", "test", "tracking", "checkpoint"} == shares.keys()
     assert time_words(shares) in done.stdout
 
 
-def test_shares_are_of_the_session_and_the_rest_is_steps() -> None:
+def test_shares_are_of_the_session_and_the_rest_is_compute() -> None:
     times = StepTimes()
     for _ in times.waiting([1, 2]):
         time.sleep(0.02)
-    with times.spending("tests"):
+    with times.spending("test"):
         time.sleep(0.06)
     shares = times.shares()
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["tests"] > shares["steps"] > shares["data"]
+    assert shares["test"] > shares["compute"] > shares["data"]
 
 
 @pytest.mark.parametrize(("data", "hinted"), [(0.05, False), (0.3, True)])
 def test_there_is_a_hint_where_training_waits_for_data(data: float, hinted: bool) -> None:
-    words = time_words({"steps": 0.5, "data": data, "tests": 0.5 - data})
-    assert words.startswith(f"Time: 50% steps, {100 * data:.0f}% data")
+    words = time_words({"compute": 0.5, "data": data, "test": 0.5 - data})
+    assert words.startswith(f"Time: 50% compute, {100 * data:.0f}% data")
     assert ("num_workers" in words) == hinted
