@@ -42,13 +42,15 @@ class Pulse:
 
     A stop request on one rank must stop all at the same step, but an all-reduce a step would cost
     fast models dearly. So the next exchange is a number of steps away that all ranks compute from
-    the same reduced step time.
+    the same reduced step time. Reports of steps that take milliseconds are closer than a second:
+    there is then nothing between them.
     """
 
     def __init__(self, interval_s: float = 1.0) -> None:
         self.interval_s = interval_s
         self._steps_left = 1
         self._steps_since = 0
+        self._reach = 1
         self._since = time.perf_counter()
 
     def due(self) -> bool:
@@ -64,8 +66,8 @@ class Pulse:
     def beat(self, mean_elapsed_s: float) -> None:
         """Plan the next exchange; `mean_elapsed_s` must be the same on all ranks."""
         step_s = max(mean_elapsed_s / max(self._steps_since, 1), 1e-6)
-        reach = 2 * max(self._steps_since, 1)  # the first steps say little: grow step by step
-        self._steps_left = max(1, min(int(self.interval_s / step_s), reach))
+        self._reach *= 2  # the first steps say little: grow step by step
+        self._steps_left = max(1, min(int(self.interval_s / step_s), self._reach))
         self._steps_since = 0
         self._since = time.perf_counter()
 
