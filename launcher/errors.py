@@ -14,6 +14,7 @@ LauncherError            1
     └── Interrupted      130 ended at once, on a second request
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -81,3 +82,11 @@ class Interrupted(Stopped):
     """The run was ended at once; it goes on from its last checkpoint."""
 
     exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the start of a hint that has the nearest known name in it, "" where none is near."""
+    from difflib import get_close_matches  # noqa: PLC0415  # only for those who mistype
+
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean `{near[0]}`? " if near else ""

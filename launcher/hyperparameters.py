@@ -10,11 +10,10 @@ import tokenize
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from launcher.errors import RecipeError
+from launcher.errors import RecipeError, did_you_mean
 from launcher.recipe import Recipe
 
 # What a hyperparameter may be made of, and the text or JSON values it is converted from.
@@ -77,11 +76,9 @@ def configure(recipe_type: type[Recipe], name: str, values: Mapping[str, Any]) -
     typed = {}
     for key, value in values.items():
         if key not in hints:
-            near = get_close_matches(key, hints, n=1)
-            guess = f"did you mean `{near[0]}`? " if near else ""
             raise RecipeError(
                 f"recipe `{name}` has no hyperparameter `{key}`",
-                hint=f"{guess}`launcher recipes show {name}` lists them",
+                hint=f"{did_you_mean(key, hints)}`launcher recipes show {name}` lists them",
             )
         typed[key] = _typed(key, hints[key], value)
     try:

@@ -40,7 +40,7 @@ def held(run: RunDir) -> Iterator[None]:
 def holder(path: Path) -> str | None:
     """Return who holds a lock, None where nobody living does."""
     owner = read_json(path)
-    if owner is None:
+    if owner is None or not owner.keys() >= {"host", "pid", "started"}:  # nobody's: not ours
         return None
     if owner["host"] == socket.gethostname():
         with suppress(psutil.NoSuchProcess):

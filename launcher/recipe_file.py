@@ -3,12 +3,11 @@
 import ast
 import sys
 import typing
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from launcher.errors import RecipeError
+from launcher.errors import RecipeError, did_you_mean
 from launcher.recipe import Recipe, missing_methods
 from launcher.run_dir import assets
 
@@ -36,8 +35,7 @@ def find(name_or_path: str) -> RecipeFile:
         raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
     if source is None:
         beside = [str(file) for file in path.parent.glob("*.py")]
-        near = get_close_matches(name_or_path, [*shipped, *beside], n=1)
-        guess = f"did you mean `{near[0]}`? " if near else ""
+        guess = did_you_mean(name_or_path, [*shipped, *beside])
         raise RecipeError(
             f"there is no recipe `{name_or_path}`",
             hint=f"{guess}`launcher recipes` lists them; any other is named by its file's path",

@@ -140,7 +140,7 @@ class RunDir:
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
         own = [self.recipe, self.config, self.metrics, self.result, self.lock]
-        own += [self.snapshot_diff, self.wandb_log]
+        own += [self.snapshot_diff, self.wandb_log, self.path / "report.html"]
         own += [*self.logs.glob("rank-*"), *self.logs.glob("node-*.*")]
         with suppress(OSError):  # a name of ours that is somebody's folder stays
             for file in own:

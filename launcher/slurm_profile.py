@@ -4,11 +4,10 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from launcher.errors import BadInput
+from launcher.errors import BadInput, did_you_mean
 from launcher.run_dir import assets
 
 Engine = Literal["pyxis", "apptainer"]
@@ -76,8 +75,7 @@ def load(name: str, folders: Sequence[Path]) -> Profile:
         files = [file for place in reversed(places) for file in sorted(place.glob("*.toml"))]
         known = {file.stem: file for file in files}
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            guess = f"did you mean `{near[0]}`? " if near else ""
+            guess = did_you_mean(name, known)
             raise BadInput(
                 f"there is no profile `{name}`",
                 hint=f"{guess}there are: {', '.join(sorted(known))}; any other by its file's path",
@@ -126,8 +124,7 @@ def _container(told: Any, where: str) -> Container:
 
 def _refuse_unknown(told: Mapping[str, Any], known: set[str], where: str) -> None:
     for key in told.keys() - known:
-        near = get_close_matches(key, known, n=1)
-        guess = f"did you mean `{near[0]}`? " if near else ""
+        guess = did_you_mean(key, known)
         raise BadInput(
             f"{where} has an unknown key `{key}`",
             hint=f"{guess}there are: {', '.join(sorted(known))}",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from slurm_cluster import Cluster, missing, slurm_cluster
+from slurm_cluster import Cluster
 from training import clean_environment
 
 from launcher import checks, doctor, doctor_slurm, launch
@@ -314,22 +314,6 @@ def test_what_cannot_be_is_refused(
     done = cli(*words)
     assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
-
-
-@pytest.fixture
-def cluster(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    for name, value in slurm.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    return slurm
 
 
 def on(cluster: Cluster, node: str, *words: str) -> None:

@@ -115,3 +115,9 @@ def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
             time.sleep(0.01)
         with lock.held(RunDir(tmp_path)):  # nobody has waited for the process yet
             pass
+
+
+@pytest.mark.parametrize("text", ["{}", '{"host": "elsewhere"}', "not JSON"])
+def test_a_lock_that_says_nothing_holds_nobody_up(tmp_path: Path, text: str) -> None:
+    (tmp_path / "lock.json").write_text(text)
+    assert lock.holder(tmp_path / "lock.json") is None

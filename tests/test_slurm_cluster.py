@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +29,6 @@ else:
             time.sleep(0.1)
     peer.sendall(("hello of " + socket.gethostname()).encode())
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
 
 
 def script(folder: Path, *lines: str) -> Path:

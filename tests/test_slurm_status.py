@@ -4,13 +4,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from slurm_cluster import Cluster, missing, slurm_cluster
+from slurm_cluster import Cluster
 from training import Run, started, wait_for
 from training import launcher as in_a_process
 
@@ -33,23 +32,6 @@ CONFIG: dict[str, Any] = {
     "nodes": 1,
 }
 ASKED = {"nproc": 1, "nodes": 1, "chain": 0, "max_requeues": 5, "exclude": None, "submitted": 1.0}
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as running:
-        yield running
-
-
-@pytest.fixture
-def cluster(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The cluster, with SLURM's commands talking to it from an empty folder."""
-    for name, value in slurm.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-    return slurm
 
 
 @pytest.fixture
