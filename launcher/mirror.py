@@ -54,6 +54,8 @@ class Mirror:
         except subprocess.TimeoutExpired:
             print(f"waiting for W&B, at most {patience_s:.0f} s", file=sys.stderr)
             self._wait(patience_s - _SAY_AFTER_S)
+        except KeyboardInterrupt:
+            self._wait(0)
         if ending is None:
             return
         again = f"`launcher sync {os.path.relpath(self._run.path)}` uploads it"

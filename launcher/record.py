@@ -107,7 +107,7 @@ def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: fl
         run.result,
         {
             "state": "stopped" if isinstance(error, Stopped) else "failed",
-            "epoch": last.get("epoch", 0),
+            "epoch": last.get("epoch", 0) + (last.get("split") == "test"),  # whole ones
             "step": last.get("step", 0),
             "world_size": world_size,
             **dict.fromkeys(numbers),

@@ -195,13 +195,14 @@ def test_a_record_is_json_that_people_can_read(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("error", "word"), [(Stopped("after step 3"), "stopped"), (TrainingFailed("odd"), "failed")]
 )
+@pytest.mark.parametrize(("split", "epochs"), [("train", 1), ("test", 2)])
 def test_a_run_that_did_not_complete_has_a_result_too(
-    error: LauncherError, word: str, run: RunDir
+    error: LauncherError, word: str, run: RunDir, split: str, epochs: int
 ) -> None:
-    run.metrics.write_text('{"epoch": 1, "step": 30}\n')
+    run.metrics.write_text(f'{{"split": "{split}", "epoch": 1, "step": 30}}\n')
     write_result(run, 2, error, 1.5)
     result = read_json(run.result)
     assert result
     assert (result["state"], result["error"]) == (word, error.message)
-    assert (result["epoch"], result["step"], result["seconds"]) == (1, 30, 1.5)
+    assert (result["epoch"], result["step"], result["seconds"]) == (epochs, 30, 1.5)
     assert result["world_size"] == 2
