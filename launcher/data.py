@@ -1,9 +1,10 @@
 """Loaders that hand each rank its shard of every global batch, on its device."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from launcher.arrays import ArrayDataset
 from launcher.errors import DataError
-from launcher.processes import die_with_parent
+from launcher.processes import cores, die_with_parent
 from launcher.randomness import SampleRandom, seed_sample
 from launcher.recipe import Recipe
 from launcher.sampler import ShardIndices, ShardSampler
+
+_MOST_WORKERS = 8  # that a training process starts by itself
 
 
 class Shard(NamedTuple):
@@ -42,6 +45,7 @@ class _Fetcher(Dataset[Shard]):
 
     def __init__(self, dataset: SizedData, recipe: Recipe) -> None:
         self.dataset = dataset
+        self.arrays = dataset if in_memory(dataset) else None
         self.recipe = recipe
 
     def __getitem__(self, indices: ShardIndices) -> Shard:
@@ -50,8 +54,8 @@ class _Fetcher(Dataset[Shard]):
 
     def _batch(self, epoch: int, indices: list[int]) -> Any:
         seed = self.recipe.seed
-        if isinstance(self.dataset, ArrayDataset) and _fetches_as_given(type(self.dataset)):
-            return self.dataset.batch(indices, SampleRandom(seed, epoch, indices))
+        if self.arrays is not None:
+            return self.arrays.batch(indices, SampleRandom(seed, epoch, indices))
         samples = []
         for index in indices:
             seed_sample(seed, epoch, index)
@@ -59,10 +63,26 @@ class _Fetcher(Dataset[Shard]):
         return self.recipe.collate(samples)
 
 
-def _fetches_as_given(kind: type[ArrayDataset]) -> bool:
-    """Whether a subclass has left fetching as it is."""
+def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
+    """Whether batches are fetched whole: an ArrayDataset whose subclass has left fetching as it is.
+
+    Every other dataset is an ordinary one: it is asked for one sample after the other.
+    """
     names = ("__getitem__", "__getitems__")
-    return all(getattr(kind, name) is getattr(ArrayDataset, name) for name in names)
+    return isinstance(dataset, ArrayDataset) and all(
+        getattr(type(dataset), name) is getattr(ArrayDataset, name) for name in names
+    )
+
+
+def worker_count(asked: int | None, own_cores: int, *, arrays: bool) -> int:
+    """Return how many data workers a training process gets that has so many cores to itself.
+
+    What is asked for; else none for arrays in memory, and for an ordinary dataset all cores but
+    the one that trains.
+    """
+    if asked is not None:
+        return asked
+    return 0 if arrays else min(max(own_cores - 1, 0), _MOST_WORKERS)
 
 
 class Loader:
@@ -73,7 +93,8 @@ class Loader:
     ) -> None:
         self.sampler = sampler
         self.device = device
-        workers = recipe.num_workers
+        own_cores = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = worker_count(recipe.num_workers, own_cores, arrays=in_memory(dataset))
         fetcher = _Fetcher(dataset, recipe)
         self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
         if workers or device.type == "cuda":

@@ -1,13 +1,17 @@
 """Loaders, and where random numbers come from."""
 
+import os
+
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.arrays import ArrayDataset
-from launcher.data import Loader, sized
+from launcher.data import Loader, sized, worker_count
 from launcher.errors import DataError
+from launcher.processes import cores
 from launcher.randomness import SampleRandom, mix
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
@@ -76,7 +80,7 @@ def test_augmentation_is_not_lost_behind_another_dataset() -> None:
         seen: dict[int, float] = {}
         for rank in range(world):
             sampler = ShardSampler(4, batch, rank=rank, world_size=world)
-            loader = Loader(data, sampler, Recipe(), torch.device("cpu"))
+            loader = Loader(data, sampler, Recipe(num_workers=0), torch.device("cpu"))
             for shard, indices in zip(loader, sampler, strict=True):
                 values = [float(v) for micro in shard.micro_batches for v in micro[0]]
                 seen |= dict(zip(indices.micro_batches[0], values, strict=True))
@@ -96,3 +100,59 @@ def test_a_subclass_that_fetches_by_itself_is_asked() -> None:
         Doubled(torch.arange(3)), ShardSampler(3, 3, shuffle=False), Recipe(), torch.device("cpu")
     )
     assert next(iter(loader)).micro_batches[0][0].tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("asked", "own_cores", "arrays", "count"),
+    [
+        (None, 0, False, 0),  # more processes than cores
+        (None, 1, False, 0),
+        (None, 2, False, 1),
+        (None, 8, False, 7),
+        (None, 64, False, 8),
+        (None, 64, True, 0),
+        (0, 64, False, 0),
+        (3, 1, False, 3),
+        (3, 64, True, 3),
+    ],
+)
+def test_data_workers_are_what_is_asked_for_else_the_cores_but_one(
+    asked: int | None, own_cores: int, arrays: bool, count: int
+) -> None:
+    assert worker_count(asked, own_cores, arrays=arrays) == count
+
+
+class Pids(torch.utils.data.Dataset[int]):
+    """Who fetched each sample."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+def fetched_by(loader: Loader, epoch: int) -> set[int]:
+    loader.sampler.seek(epoch)
+    return {int(pid) for shard in loader for batch in shard.micro_batches for pid in batch}
+
+
+# The child of this fork runs nothing but a data worker: the threads of the tests are not its own.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_workers_stay_over_epochs_and_end_with_their_loader() -> None:
+    recipe = Recipe(num_workers=1)
+    loader = Loader(Pids(), ShardSampler(8, 2), recipe, torch.device("cpu"))
+    workers = fetched_by(loader, 0)
+    assert len(workers) == 1
+    assert os.getpid() not in workers
+    assert fetched_by(loader, 1) == workers
+    del loader
+    assert not any(map(psutil.pid_exists, workers))
+
+
+def test_the_number_of_data_workers_is_chosen_for_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores()))  # a core each: none is left
+    loader = Loader(Pids(), ShardSampler(8, 2), Recipe(), torch.device("cpu"))
+    assert fetched_by(loader, 0) == {os.getpid()}
