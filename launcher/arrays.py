@@ -2,8 +2,9 @@
 
 import gzip
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.error import URLError
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from launcher.device import moved
 from launcher.errors import DataError
 from launcher.randomness import SampleRandom
 from launcher.run_dir import assets
@@ -22,7 +24,16 @@ class ArrayDataset(Dataset[tuple[Tensor, ...]]):
     `arrays` have equal first dimensions: images as uint8 (n, …), labels (n,). `transform` gets a
     batch of the first array and must treat every sample alike; `augment` gets the transformed
     batch and a SampleRandom, whose numbers belong to the samples and not to the batch, so that
-    the result is the same for every world size.
+    the result is the same for every world size. Both run where the batch is: on the GPU, if there
+    is one and no data workers are asked for. Only the rows are copied to it, as they are.
+
+    Transforms of torchvision.transforms.v2 that draw nothing take a batch of images
+    (n, channels, height, width) as they take one image:
+
+        v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+    A random one would draw one set of numbers for the whole batch, and DataError refuses it: use
+    `augment`, or an ordinary dataset, where each sample is seeded.
     """
 
     def __init__(
@@ -53,19 +64,25 @@ class ArrayDataset(Dataset[tuple[Tensor, ...]]):
         return self.batch(indices, SampleRandom(0, 0, keys))
 
     def batch(self, indices: list[int], random: SampleRandom) -> tuple[Tensor, ...]:
-        """Return a batch, augmented with the random numbers of its samples."""
-        rows = torch.tensor(indices)
-        first, *others = (array[rows] for array in self.arrays)
+        """Return a batch on the device of `random`, the random numbers of its samples."""
+        rows = moved(torch.tensor(indices), self.arrays[0].device)
+        first, *others = (moved(array[rows], random.device) for array in self.arrays)
         if self.transform:
             first = self.transform(first)
         if self.augment:
             first = self.augment(first, random)
         return (first, *others)
 
+    def on(self, device: torch.device) -> Self:
+        """Return the same dataset with its arrays on a device."""
+        there = copy(self)
+        there.arrays = tuple(array.to(device) for array in self.arrays)
+        return there
+
     @classmethod
     def from_torchvision(
         cls, source: Callable[..., Any], root: str | Path, *, train: bool, **options: Any
-    ) -> "ArrayDataset":
+    ) -> Self:
         """Take a whole torchvision set like FashionMNIST into memory, downloaded where it must be.
 
         Raises DataError that names the folder and the files where it cannot be downloaded.

@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, TypeGuard, cast
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from launcher.arrays import ArrayDataset
-from launcher.errors import DataError
+from launcher.device import CPU, moved, prefetched
+from launcher.errors import DataError, RecipeError
 from launcher.processes import cores, die_with_parent
 from launcher.randomness import SampleRandom, seed_sample
 from launcher.recipe import Recipe
 from launcher.sampler import ShardIndices, ShardSampler
+
+T = TypeVar("T")
 
 _MOST_WORKERS = 8  # that a training process starts by itself
 
@@ -43,10 +47,12 @@ class _Fetcher(Dataset[Shard]):
     sample), so that random transforms are the same for every world size and number of workers.
     """
 
-    def __init__(self, dataset: SizedData, recipe: Recipe) -> None:
+    def __init__(self, dataset: SizedData, recipe: Recipe, device: torch.device) -> None:
         self.dataset = dataset
+        self.device = device  # where batches of arrays are made
         self.arrays = dataset if in_memory(dataset) else None
         self.recipe = recipe
+        self.draws_checked = False
 
     def __getitem__(self, indices: ShardIndices) -> Shard:
         batches = [self._batch(indices.epoch, micro) for micro in indices.micro_batches]
@@ -55,12 +61,38 @@ class _Fetcher(Dataset[Shard]):
     def _batch(self, epoch: int, indices: list[int]) -> Any:
         seed = self.recipe.seed
         if self.arrays is not None:
-            return self.arrays.batch(indices, SampleRandom(seed, epoch, indices))
+            random = SampleRandom(seed, epoch, indices, self.device)
+            if self.draws_checked:
+                return self.arrays.batch(indices, random)
+            self.draws_checked = True
+            return _without_draws(partial(self.arrays.batch, indices, random), self.device)
         samples = []
         for index in indices:
             seed_sample(seed, epoch, index)
             samples.append(self.dataset[index])
         return self.recipe.collate(samples)
+
+
+def _without_draws(make: Callable[[], T], device: torch.device) -> T:
+    """Return what `make` makes; raises DataError where torch's own generators were used for it.
+
+    One draw for a whole batch would be another one for every world size.
+    """
+    before = _generators(device)
+    made = make()
+    if not all(map(torch.equal, before, _generators(device))):
+        raise DataError(
+            "`transform` or `augment` draws from torch's generators: one set of numbers for a "
+            "whole batch, and another one for every number of processes",
+            hint="draw from the SampleRandom that `augment` gets, or return an ordinary dataset, "
+            "where each sample is seeded",
+        )
+    return made
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
 
 
 def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
@@ -86,7 +118,10 @@ def worker_count(asked: int | None, own_cores: int, *, arrays: bool) -> int:
 
 
 class Loader:
-    """The shards of one rank, on its device, one for each global batch in order."""
+    """The shards of one rank, on its device, one for each global batch in order.
+
+    Raises RecipeError where `data_on_device` is asked for and cannot be had.
+    """
 
     def __init__(
         self, dataset: SizedData, sampler: ShardSampler, recipe: Recipe, device: torch.device
@@ -95,9 +130,11 @@ class Loader:
         self.device = device
         own_cores = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = worker_count(recipe.num_workers, own_cores, arrays=in_memory(dataset))
-        fetcher = _Fetcher(dataset, recipe)
+        if recipe.data_on_device:
+            dataset = _on_device(dataset, device, workers)
+        fetcher = _Fetcher(dataset, recipe, CPU if workers else device)
         self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
-        if workers or device.type == "cuda":
+        if workers:
             loader: DataLoader[Shard] = DataLoader(
                 fetcher,
                 batch_size=None,  # the sampler already speaks in batches
@@ -105,26 +142,39 @@ class Loader:
                 collate_fn=_as_it_is,
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
-                persistent_workers=workers > 0,
-                worker_init_fn=_start_data_worker if workers else None,
-                multiprocessing_context="fork" if workers else None,
+                persistent_workers=True,
+                worker_init_fn=_start_data_worker,
+                multiprocessing_context="fork",
             )
             self._source = lambda: iter(loader)
+        self._stream: torch.cuda.Stream | None = None  # one for good: each has memory of its own
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Shard]:
-        for shard in self._source():
-            if self.device.type == "cpu":
-                yield shard
-            else:
-                yield shard._replace(micro_batches=self._to_device(shard.micro_batches))
+        shards = self._source()
+        return prefetched(map(self._moved, shards), self._stream) if self._stream else shards
 
-    def _to_device(self, batches: list[Any]) -> Any:
-        return pytree.tree_map_only(
-            Tensor, lambda tensor: tensor.to(self.device, non_blocking=True), batches
+    def _moved(self, shard: Shard) -> Shard:
+        there = partial(moved, device=self.device)
+        return cast("Shard", pytree.tree_map_only(Tensor, there, shard))
+
+
+def _on_device(dataset: SizedData, device: torch.device, workers: int) -> ArrayDataset:
+    if not in_memory(dataset):
+        raise RecipeError(
+            f"`data_on_device` needs data in arrays, and {type(dataset).__name__} is no such data",
+            hint="return an ArrayDataset from `train_data` and `test_data`, or leave it out",
         )
+    if workers:
+        raise RecipeError(
+            "`data_on_device` leaves nothing to load for data workers",
+            hint="leave out either `data_on_device` or `num_workers`",
+        )
+    return dataset.on(device)
 
 
 def _as_it_is(shard: Any) -> Any:

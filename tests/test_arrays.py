@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.datasets import FashionMNIST
+from torchvision.transforms import v2
 
 from launcher.arrays import ArrayDataset, load_digits
 from launcher.errors import DataError
@@ -63,3 +64,26 @@ def test_a_batch_is_what_its_samples_are_one_by_one() -> None:
 def test_arrays_of_different_lengths_are_refused() -> None:
     with pytest.raises(DataError, match="differ in length"):
         ArrayDataset(torch.zeros(3), torch.zeros(4))
+
+
+def test_transforms_of_torchvision_take_a_batch_as_they_take_an_image() -> None:
+    images = torch.randint(256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    normalise = v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
+            v2.CenterCrop(6),
+        ]
+    )
+    data = ArrayDataset(images.to(torch.uint8), transform=normalise)
+    (batch,) = data.__getitems__([3, 0, 4])
+    assert batch.shape == (3, 3, 6, 6)
+    for row, index in enumerate([3, 0, 4]):
+        assert torch.equal(batch[row], normalise(data.arrays[0][index]))
+
+
+def test_arrays_on_a_device_are_a_dataset_beside_the_first() -> None:
+    data = load_digits(train=True)
+    there = data.on(torch.device("meta"))
+    assert [array.device.type for array in there.arrays] == ["meta", "meta"]
+    assert [array.device.type for array in data.arrays] == ["cpu", "cpu"]

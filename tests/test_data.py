@@ -1,16 +1,19 @@
 """Loaders, and where random numbers come from."""
 
 import os
+from typing import Any
 
 import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
-from launcher.arrays import ArrayDataset
-from launcher.data import Loader, sized, worker_count
-from launcher.errors import DataError
+from launcher.arrays import ArrayDataset, load_digits
+from launcher.data import Loader, SizedData, sized, worker_count
+from launcher.device import CPU
+from launcher.errors import DataError, RecipeError
 from launcher.processes import cores
 from launcher.randomness import SampleRandom, mix
 from launcher.recipe import Recipe
@@ -58,7 +61,7 @@ def test_a_loader_starts_where_its_sampler_was_sent() -> None:
 
     data = ArrayDataset(torch.arange(20))
     sampler = ShardSampler(20, 6, rank=1, world_size=2, micro_batch_size=2)
-    loader = Loader(data, sampler, Numbers(), torch.device("cpu"))
+    loader = Loader(data, sampler, Numbers(), CPU)
     sampler.seek(2)
     whole = [[b[0].tolist() for b in shard.micro_batches] for shard in loader]
     sampler.seek(2, 2)
@@ -80,7 +83,7 @@ def test_augmentation_is_not_lost_behind_another_dataset() -> None:
         seen: dict[int, float] = {}
         for rank in range(world):
             sampler = ShardSampler(4, batch, rank=rank, world_size=world)
-            loader = Loader(data, sampler, Recipe(num_workers=0), torch.device("cpu"))
+            loader = Loader(data, sampler, Recipe(num_workers=0), CPU)
             for shard, indices in zip(loader, sampler, strict=True):
                 values = [float(v) for micro in shard.micro_batches for v in micro[0]]
                 seen |= dict(zip(indices.micro_batches[0], values, strict=True))
@@ -96,9 +99,7 @@ def test_a_subclass_that_fetches_by_itself_is_asked() -> None:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
             return (super().__getitem__(index)[0] * 2,)
 
-    loader = Loader(
-        Doubled(torch.arange(3)), ShardSampler(3, 3, shuffle=False), Recipe(), torch.device("cpu")
-    )
+    loader = Loader(Doubled(torch.arange(3)), ShardSampler(3, 3, shuffle=False), Recipe(), CPU)
     assert next(iter(loader)).micro_batches[0][0].tolist() == [0, 2, 4]
 
 
@@ -141,7 +142,7 @@ def fetched_by(loader: Loader, epoch: int) -> set[int]:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_data_workers_stay_over_epochs_and_end_with_their_loader() -> None:
     recipe = Recipe(num_workers=1)
-    loader = Loader(Pids(), ShardSampler(8, 2), recipe, torch.device("cpu"))
+    loader = Loader(Pids(), ShardSampler(8, 2), recipe, CPU)
     workers = fetched_by(loader, 0)
     assert len(workers) == 1
     assert os.getpid() not in workers
@@ -154,5 +155,67 @@ def test_the_number_of_data_workers_is_chosen_for_this_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores()))  # a core each: none is left
-    loader = Loader(Pids(), ShardSampler(8, 2), Recipe(), torch.device("cpu"))
+    loader = Loader(Pids(), ShardSampler(8, 2), Recipe(), CPU)
     assert fetched_by(loader, 0) == {os.getpid()}
+
+
+def batches(loader: Loader, epoch: int = 0, start: int = 0) -> list[list[torch.Tensor]]:
+    """The micro-batches of an epoch's shards, their first arrays, on the CPU."""
+    loader.sampler.seek(epoch, start)
+    return [[micro[0].cpu() for micro in shard.micro_batches] for shard in loader]
+
+
+def same(some: list[list[torch.Tensor]], others: list[list[torch.Tensor]]) -> bool:
+    """Whether shards are bit for bit the same."""
+    return all(
+        all(map(torch.equal, mine, theirs)) for mine, theirs in zip(some, others, strict=True)
+    )
+
+
+def digits(device: torch.device, **hyperparameters: Any) -> Loader:
+    """A loader whose batches are normalised, and augmented by sample."""
+    recipe = Recipe(batch_size=100, micro_batch_size=30, **hyperparameters)
+    data = load_digits(
+        train=True,
+        transform=lambda images: images.float() / 16,
+        augment=lambda images, random: images + random.uniform().reshape(-1, 1, 1),
+    )
+    sampler = ShardSampler(len(data), 100, rank=1, world_size=2, micro_batch_size=30)
+    return Loader(data, sampler, recipe, device)
+
+
+def test_data_on_device_changes_nothing_on_a_cpu() -> None:
+    assert same(batches(digits(CPU, data_on_device=True)), batches(digits(CPU)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "workers", "words"),
+    [
+        (Pids(), None, "needs data in arrays, and Pids is no such data"),
+        (ArrayDataset(torch.arange(8)), 2, "leaves nothing to load for data workers"),
+    ],
+)
+def test_data_on_device_that_cannot_be_is_refused(
+    dataset: SizedData, workers: int | None, words: str
+) -> None:
+    recipe = Recipe(data_on_device=True, num_workers=workers)
+    with pytest.raises(RecipeError, match=words) as caught:
+        Loader(dataset, ShardSampler(8, 2), recipe, CPU)
+    assert caught.value.hint
+    assert "leave" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transform": v2.Compose([v2.ToDtype(torch.float32), v2.RandomHorizontalFlip()])},
+        {"transform": v2.RandomCrop(6)},
+        {"augment": lambda images, _: images + torch.rand(())},
+    ],
+    ids=["flip", "crop", "augment"],
+)
+def test_one_draw_for_a_whole_batch_is_refused(options: dict[str, Any]) -> None:
+    data = ArrayDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), **options)
+    loader = Loader(data, ShardSampler(4, 2), Recipe(), CPU)
+    with pytest.raises(DataError, match="another one for every number of processes"):
+        next(iter(loader))
