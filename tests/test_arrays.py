@@ -61,6 +61,13 @@ def test_a_batch_is_what_its_samples_are_one_by_one() -> None:
         assert labels[row] == data[index][1]
 
 
+def test_one_sample_is_found_as_in_a_list() -> None:
+    data = ArrayDataset(torch.arange(3))
+    assert [int(data[index][0]) for index in (0, 2, -1, -3)] == [0, 2, 2, 0]
+    with pytest.raises(IndexError):
+        data[3]
+
+
 def test_arrays_of_different_lengths_are_refused() -> None:
     with pytest.raises(DataError, match="differ in length"):
         ArrayDataset(torch.zeros(3), torch.zeros(4))
