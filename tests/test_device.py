@@ -1,5 +1,7 @@
 """Batches on their way to a GPU: in order, one ahead, and the same as on the CPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 import pytest
@@ -7,8 +9,8 @@ import torch
 from test_data import batches, digits, same
 
 from launcher.arrays import ArrayDataset
-from launcher.data import Loader
-from launcher.device import CPU, moved, one_ahead
+from launcher.data import Loader, Shard
+from launcher.device import CPU, moved, one_ahead, prefetched
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
 
@@ -40,6 +42,52 @@ def test_every_item_is_received_before_the_next_is_sent_and_given_after_it(count
         ],
     }
     assert seen == expected[count]
+
+
+class Stream:
+    """Notes what a CUDA stream is told, where there is none."""
+
+    device = GPU
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name, self.told = name, told
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.told.append(f"{self.name} waits for {other.name}")
+
+
+def test_a_batch_is_made_on_the_side_and_kept_until_the_main_stream_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    main, side = Stream("main", told), Stream("side", told)
+    current = [main]
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    def make() -> Iterator[Shard]:
+        for number in range(2):
+            told.append(f"{current[-1].name} makes {number}")
+            yield Shard(1, 1, [(torch.tensor([number]), "no tensor")])
+
+    def record(tensor: torch.Tensor, stream: Stream) -> None:
+        told.append(f"{stream.name} uses {int(tensor)}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.Tensor, "record_stream", record)
+    for shard in prefetched(make(), side):  # type: ignore[arg-type]  # a stand-in
+        computing = current[-1].name
+        told.append(f"{computing} computes {int(shard.micro_batches[0][0])}")
+    assert told == [
+        "side waits for main",
+        *("side makes 0", "main waits for side", "main uses 0", "side makes 1", "main computes 0"),
+        *("main waits for side", "main uses 1", "main computes 1"),
+    ]
 
 
 def test_an_epoch_that_ends_early_leaves_nothing_behind_for_the_next() -> None:
