@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launcher.arrays import ArrayDataset, load_digits
     from launcher.context import unwrapped
-    from launcher.data import ArrayDataset, SampleRandom, load_digits
+    from launcher.randomness import SampleRandom
     from launcher.recipe import Recipe, StepSums
     from launcher.script import main
 
@@ -17,11 +18,11 @@ __all__ = ["ArrayDataset", "Recipe", "SampleRandom", "StepSums", "load_digits", 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ArrayDataset": "launcher.data",
+    "ArrayDataset": "launcher.arrays",
     "Recipe": "launcher.recipe",
-    "SampleRandom": "launcher.data",
+    "SampleRandom": "launcher.randomness",
     "StepSums": "launcher.recipe",
-    "load_digits": "launcher.data",
+    "load_digits": "launcher.arrays",
     "main": "launcher.script",
     "unwrapped": "launcher.context",
 }

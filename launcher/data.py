@@ -1,112 +1,28 @@
-"""Datasets in memory, and loaders that hand each rank its shard of every global batch."""
+"""Loaders that hand each rank its shard of every global batch, on its device."""
 
-import gzip
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
-from urllib.error import URLError
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.errors import DataError
-from launcher.processes import die_with_parent
+from launcher.arrays import ArrayDataset
+from launcher.device import CPU, moved, prefetched
+from launcher.errors import DataError, RecipeError
+from launcher.processes import cores, die_with_parent
 from launcher.randomness import SampleRandom, seed_sample
 from launcher.recipe import Recipe
-from launcher.run_dir import assets
 from launcher.sampler import ShardIndices, ShardSampler
 
-__all__ = ["ArrayDataset", "Loader", "SampleRandom", "Shard", "load_digits"]
+T = TypeVar("T")
 
-
-class ArrayDataset(Dataset[tuple[Tensor, ...]]):
-    """Arrays in memory, fetched and transformed a whole batch at a time.
-
-    `arrays` have equal first dimensions: images as uint8 (n, …), labels (n,). `transform` gets a
-    batch of the first array and must treat every sample alike; `augment` gets the transformed
-    batch and a SampleRandom, whose numbers belong to the samples and not to the batch, so that
-    the result is the same for every world size.
-    """
-
-    def __init__(
-        self,
-        *arrays: Tensor,
-        transform: Callable[[Tensor], Tensor] | None = None,
-        augment: Callable[[Tensor, SampleRandom], Tensor] | None = None,
-    ) -> None:
-        if len({len(array) for array in arrays}) != 1:
-            raise DataError(f"arrays differ in length: {[len(array) for array in arrays]}")
-        self.arrays = arrays
-        self.transform = transform
-        self.augment = augment
-
-    def __len__(self) -> int:
-        return len(self.arrays[0])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(array[0] for array in self.__getitems__([index]))
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """Return a batch: each array's rows, shape (batch, …), augmented from torch's generator.
-
-        This is how another dataset around this one asks (Subset, ConcatDataset); the generator is
-        then seeded for each sample.
-        """
-        keys = torch.randint(2**62, (len(indices),)).tolist() if self.augment else indices
-        return self.batch(indices, SampleRandom(0, 0, keys))
-
-    def batch(self, indices: list[int], random: SampleRandom) -> tuple[Tensor, ...]:
-        """Return a batch, augmented with the random numbers of its samples."""
-        rows = torch.tensor(indices)
-        first, *others = (array[rows] for array in self.arrays)
-        if self.transform:
-            first = self.transform(first)
-        if self.augment:
-            first = self.augment(first, random)
-        return (first, *others)
-
-    @classmethod
-    def from_torchvision(
-        cls, source: Callable[..., Any], root: str | Path, *, train: bool, **options: Any
-    ) -> "ArrayDataset":
-        """Take a whole torchvision set like FashionMNIST into memory, downloaded where it must be.
-
-        Raises DataError that names the folder and the files where it cannot be downloaded.
-        """
-        try:
-            found = source(root=root, train=train, download=True)
-        except (RuntimeError, OSError, URLError) as error:
-            raise DataError(
-                f"{getattr(source, '__name__', source)} is not in `{root}` "
-                f"and cannot be downloaded: {str(error).strip()}",
-                hint=_files_to_put(source, Path(root)),
-            ) from error
-        return cls(torch.as_tensor(found.data), torch.as_tensor(found.targets), **options)
-
-
-def _files_to_put(source: Any, root: Path) -> str:
-    folder = root / getattr(source, "__name__", "") / "raw"
-    names = [Path(name).name for name, _ in getattr(source, "resources", [])]
-    return f"put {', '.join(names) or 'its files'} into {folder.absolute()}"
-
-
-def load_digits(*, train: bool, **options: Any) -> ArrayDataset:
-    """Return the 8x8 handwritten digits that ship with the package: every fifth is a test image.
-
-    Images are uint8 of 0 to 16, shape (n, 8, 8), labels int64: 1,437 to train, 360 to test.
-    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
-    Learning Repository, 1998, licence CC BY 4.0.
-    """
-    with gzip.open(assets("recipes") / "digits.csv.gz") as file:
-        rows = torch.from_numpy(np.loadtxt(file, dtype=np.uint8, delimiter=","))  # (1797, 65)
-    is_test = torch.arange(len(rows)) % 5 == 0
-    rows = rows[~is_test if train else is_test]
-    return ArrayDataset(rows[:, :64].reshape(-1, 8, 8), rows[:, 64].long(), **options)
+_MOST_WORKERS = 8  # that a training process starts by itself
 
 
 class Shard(NamedTuple):
@@ -131,9 +47,12 @@ class _Fetcher(Dataset[Shard]):
     sample), so that random transforms are the same for every world size and number of workers.
     """
 
-    def __init__(self, dataset: SizedData, recipe: Recipe) -> None:
+    def __init__(self, dataset: SizedData, recipe: Recipe, device: torch.device) -> None:
         self.dataset = dataset
+        self.device = device  # where batches of arrays are made
+        self.arrays = dataset if in_memory(dataset) else None
         self.recipe = recipe
+        self.draws_checked = False
 
     def __getitem__(self, indices: ShardIndices) -> Shard:
         batches = [self._batch(indices.epoch, micro) for micro in indices.micro_batches]
@@ -141,8 +60,12 @@ class _Fetcher(Dataset[Shard]):
 
     def _batch(self, epoch: int, indices: list[int]) -> Any:
         seed = self.recipe.seed
-        if isinstance(self.dataset, ArrayDataset) and _fetches_as_given(type(self.dataset)):
-            return self.dataset.batch(indices, SampleRandom(seed, epoch, indices))
+        if self.arrays is not None:
+            random = SampleRandom(seed, epoch, indices, self.device)
+            if self.draws_checked:
+                return self.arrays.batch(indices, random)
+            self.draws_checked = True
+            return _without_draws(partial(self.arrays.batch, indices, random), self.device)
         samples = []
         for index in indices:
             seed_sample(seed, epoch, index)
@@ -150,24 +73,68 @@ class _Fetcher(Dataset[Shard]):
         return self.recipe.collate(samples)
 
 
-def _fetches_as_given(kind: type[ArrayDataset]) -> bool:
-    """Whether a subclass has left fetching as it is."""
+def _without_draws(make: Callable[[], T], device: torch.device) -> T:
+    """Return what `make` makes; raises DataError where torch's own generators were used for it.
+
+    One draw for a whole batch would be another one for every world size.
+    """
+    before = _generators(device)
+    made = make()
+    if not all(map(torch.equal, before, _generators(device))):
+        raise DataError(
+            "`transform` or `augment` draws from torch's generators: one set of numbers for a "
+            "whole batch, and another one for every number of processes",
+            hint="draw from the SampleRandom that `augment` gets, or return an ordinary dataset, "
+            "where each sample is seeded",
+        )
+    return made
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *on_gpu]
+
+
+def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
+    """Whether batches are fetched whole: an ArrayDataset whose subclass has left fetching as it is.
+
+    Every other dataset is an ordinary one: it is asked for one sample after the other.
+    """
     names = ("__getitem__", "__getitems__")
-    return all(getattr(kind, name) is getattr(ArrayDataset, name) for name in names)
+    return isinstance(dataset, ArrayDataset) and all(
+        getattr(type(dataset), name) is getattr(ArrayDataset, name) for name in names
+    )
+
+
+def worker_count(asked: int | None, own_cores: int, *, arrays: bool) -> int:
+    """Return how many data workers a training process gets that has so many cores to itself.
+
+    What is asked for; else none for arrays in memory, and for an ordinary dataset all cores but
+    the one that trains.
+    """
+    if asked is not None:
+        return asked
+    return 0 if arrays else min(max(own_cores - 1, 0), _MOST_WORKERS)
 
 
 class Loader:
-    """The shards of one rank, on its device, one for each global batch in order."""
+    """The shards of one rank, on its device, one for each global batch in order.
+
+    Raises RecipeError where `data_on_device` is asked for and cannot be had.
+    """
 
     def __init__(
         self, dataset: SizedData, sampler: ShardSampler, recipe: Recipe, device: torch.device
     ) -> None:
         self.sampler = sampler
         self.device = device
-        workers = recipe.num_workers
-        fetcher = _Fetcher(dataset, recipe)
+        own_cores = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = worker_count(recipe.num_workers, own_cores, arrays=in_memory(dataset))
+        if recipe.data_on_device:
+            dataset = _on_device(dataset, device, workers)
+        fetcher = _Fetcher(dataset, recipe, CPU if workers else device)
         self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
-        if workers or device.type == "cuda":
+        if workers:
             loader: DataLoader[Shard] = DataLoader(
                 fetcher,
                 batch_size=None,  # the sampler already speaks in batches
@@ -175,26 +142,39 @@ class Loader:
                 collate_fn=_as_it_is,
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
-                persistent_workers=workers > 0,
-                worker_init_fn=_start_data_worker if workers else None,
-                multiprocessing_context="fork" if workers else None,
+                persistent_workers=True,
+                worker_init_fn=_start_data_worker,
+                multiprocessing_context="fork",
             )
             self._source = lambda: iter(loader)
+        self._stream: torch.cuda.Stream | None = None  # one for good: each has memory of its own
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Shard]:
-        for shard in self._source():
-            if self.device.type == "cpu":
-                yield shard
-            else:
-                yield shard._replace(micro_batches=self._to_device(shard.micro_batches))
+        shards = self._source()
+        return prefetched(map(self._moved, shards), self._stream) if self._stream else shards
 
-    def _to_device(self, batches: list[Any]) -> Any:
-        return pytree.tree_map_only(
-            Tensor, lambda tensor: tensor.to(self.device, non_blocking=True), batches
+    def _moved(self, shard: Shard) -> Shard:
+        there = partial(moved, device=self.device)
+        return cast("Shard", pytree.tree_map_only(Tensor, there, shard))
+
+
+def _on_device(dataset: SizedData, device: torch.device, workers: int) -> ArrayDataset:
+    if not in_memory(dataset):
+        raise RecipeError(
+            f"`data_on_device` needs data in arrays, and {type(dataset).__name__} is no such data",
+            hint="return an ArrayDataset from `train_data` and `test_data`, or leave it out",
         )
+    if workers:
+        raise RecipeError(
+            "`data_on_device` leaves nothing to load for data workers",
+            hint="leave out either `data_on_device` or `num_workers`",
+        )
+    return dataset.on(device)
 
 
 def _as_it_is(shard: Any) -> Any:

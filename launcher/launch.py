@@ -22,7 +22,7 @@ from launcher.errors import (
     TrainingFailed,
 )
 from launcher.mirror import PATIENCE_S, Mirror
-from launcher.processes import PARENT
+from launcher.processes import PARENT, cores
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_json
 from launcher.supervise import HangWatch, Supervisor
@@ -156,8 +156,7 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
 
 def _threads(nodes: Nodes) -> int:
     """Threads for each process: this machine's cores shared out."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // nodes.nproc)
+    return max(1, cores() // nodes.nproc)
 
 
 @dataclass(frozen=True)

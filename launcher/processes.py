@@ -1,4 +1,4 @@
-"""What the operating system knows of processes: parents that die, trees to signal and to kill."""
+"""What the operating system knows of processes: their cores, parents that die, trees to signal."""
 
 import ctypes
 import os
@@ -22,6 +22,11 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was told
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cores() -> int:
+    """Return on how many cores this process may run."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def children(pid: int, *, recursive: bool) -> list[psutil.Process]:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from launcher.device import CPU, moved
+
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 Words = npt.NDArray[np.uint64]
@@ -44,10 +46,14 @@ class SampleRandom:
     """Random numbers for the samples of one batch, each sample with a stream of its own.
 
     Sample `indices[i]` gets the same numbers in every epoch `epoch` of a run with `seed`, whatever
-    else is in its batch. Each call draws fresh numbers.
+    else is in its batch. Each call draws fresh numbers, and gives them on `device`, where the batch
+    is: they are made on the CPU, so that they are the same everywhere.
     """
 
-    def __init__(self, seed: int, epoch: int, indices: Sequence[int]) -> None:
+    def __init__(
+        self, seed: int, epoch: int, indices: Sequence[int], device: torch.device = CPU
+    ) -> None:
+        self.device = device
         self._seed, self._epoch, self._indices = seed, epoch, indices
         self._drawn = 0
 
@@ -64,7 +70,8 @@ class SampleRandom:
         counters = np.arange(self._drawn + 1, self._drawn + count + 1, dtype=np.uint64)
         self._drawn += count
         words = _mix_array(self._state[:, None] ^ (counters * np.uint64(_GAMMA)))
-        return torch.from_numpy((words >> np.uint64(40)).astype(np.float32) / (1 << 24))
+        numbers = torch.from_numpy((words >> np.uint64(40)).astype(np.float32) / (1 << 24))
+        return moved(numbers, self.device)
 
     def integers(self, low: int, high: int, count: int = 1) -> torch.Tensor:
         """Return int64 numbers in [low, high), shape (samples, count)."""

@@ -1,73 +1,23 @@
-"""Datasets in memory, loaders, and where random numbers come from."""
+"""Loaders, and where random numbers come from."""
 
-import gzip
-import struct
-from pathlib import Path
+import os
+from typing import Any
 
-import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.datasets import FashionMNIST
+from torchvision.transforms import v2
 
-from launcher.data import ArrayDataset, Loader, load_digits, sized
-from launcher.errors import DataError
+from launcher.arrays import ArrayDataset, load_digits
+from launcher.data import Loader, SizedData, sized, worker_count
+from launcher.device import CPU
+from launcher.errors import DataError, RecipeError
+from launcher.processes import cores
 from launcher.randomness import SampleRandom, mix
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
-
-
-def write_fashion_mnist(root: Path, train: int = 30, test: int = 10) -> None:
-    """Write files of the real format, with made images."""
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name, n in (("train", train), ("t10k", test)):
-        images = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
-        labels = rng.integers(0, 10, n, dtype=np.uint8)
-        blobs = {
-            f"{name}-images-idx3-ubyte": struct.pack(">4i", 0x803, n, 28, 28) + images.tobytes(),
-            f"{name}-labels-idx1-ubyte": struct.pack(">2i", 0x801, n) + labels.tobytes(),
-        }
-        for file, blob in blobs.items():
-            (raw / file).write_bytes(blob)
-            (raw / f"{file}.gz").write_bytes(gzip.compress(blob))
-
-
-def test_digits_are_split_and_whole() -> None:
-    train, test = load_digits(train=True), load_digits(train=False)
-    assert (len(train), len(test)) == (1437, 360)
-    images, labels = train.arrays
-    assert images.dtype == torch.uint8
-    assert images.shape == (1437, 8, 8)
-    assert int(images.max()) == 16
-    assert set(labels.tolist()) == set(range(10)) == set(test.arrays[1].tolist())
-
-
-def test_fashion_mnist_is_read_into_memory(tmp_path: Path) -> None:
-    write_fashion_mnist(tmp_path)
-    data = ArrayDataset.from_torchvision(
-        FashionMNIST, tmp_path, train=True, transform=lambda images: images.float() / 255
-    )
-    expected = FashionMNIST(tmp_path, train=True)
-    assert len(data) == 30
-    image, label = data[7]
-    assert torch.equal(image, expected.data[7].float() / 255)
-    assert label == expected.targets[7]
-
-
-def test_a_batch_is_what_its_samples_are_one_by_one() -> None:
-    data = load_digits(train=True, transform=lambda images: images.float() / 16)
-    images, labels = data.__getitems__([3, 1, 4])
-    for row, index in enumerate([3, 1, 4]):
-        assert torch.equal(images[row], data[index][0])
-        assert labels[row] == data[index][1]
-
-
-def test_arrays_of_different_lengths_are_refused() -> None:
-    with pytest.raises(DataError, match="differ in length"):
-        ArrayDataset(torch.zeros(3), torch.zeros(4))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +61,7 @@ def test_a_loader_starts_where_its_sampler_was_sent() -> None:
 
     data = ArrayDataset(torch.arange(20))
     sampler = ShardSampler(20, 6, rank=1, world_size=2, micro_batch_size=2)
-    loader = Loader(data, sampler, Numbers(), torch.device("cpu"))
+    loader = Loader(data, sampler, Numbers(), CPU)
     sampler.seek(2)
     whole = [[b[0].tolist() for b in shard.micro_batches] for shard in loader]
     sampler.seek(2, 2)
@@ -133,7 +83,7 @@ def test_augmentation_is_not_lost_behind_another_dataset() -> None:
         seen: dict[int, float] = {}
         for rank in range(world):
             sampler = ShardSampler(4, batch, rank=rank, world_size=world)
-            loader = Loader(data, sampler, Recipe(), torch.device("cpu"))
+            loader = Loader(data, sampler, Recipe(num_workers=0), CPU)
             for shard, indices in zip(loader, sampler, strict=True):
                 values = [float(v) for micro in shard.micro_batches for v in micro[0]]
                 seen |= dict(zip(indices.micro_batches[0], values, strict=True))
@@ -149,7 +99,123 @@ def test_a_subclass_that_fetches_by_itself_is_asked() -> None:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
             return (super().__getitem__(index)[0] * 2,)
 
-    loader = Loader(
-        Doubled(torch.arange(3)), ShardSampler(3, 3, shuffle=False), Recipe(), torch.device("cpu")
-    )
+    loader = Loader(Doubled(torch.arange(3)), ShardSampler(3, 3, shuffle=False), Recipe(), CPU)
     assert next(iter(loader)).micro_batches[0][0].tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("asked", "own_cores", "arrays", "count"),
+    [
+        (None, 0, False, 0),  # more processes than cores
+        (None, 1, False, 0),
+        (None, 2, False, 1),
+        (None, 8, False, 7),
+        (None, 64, False, 8),
+        (None, 64, True, 0),
+        (0, 64, False, 0),
+        (3, 1, False, 3),
+        (3, 64, True, 3),
+    ],
+)
+def test_data_workers_are_what_is_asked_for_else_the_cores_but_one(
+    asked: int | None, own_cores: int, arrays: bool, count: int
+) -> None:
+    assert worker_count(asked, own_cores, arrays=arrays) == count
+
+
+class Pids(torch.utils.data.Dataset[int]):
+    """Who fetched each sample."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return os.getpid()
+
+
+def fetched_by(loader: Loader, epoch: int) -> set[int]:
+    loader.sampler.seek(epoch)
+    return {int(pid) for shard in loader for batch in shard.micro_batches for pid in batch}
+
+
+# The child of this fork runs nothing but a data worker: the threads of the tests are not its own.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_data_workers_stay_over_epochs_and_end_with_their_loader() -> None:
+    recipe = Recipe(num_workers=1)
+    loader = Loader(Pids(), ShardSampler(8, 2), recipe, CPU)
+    workers = fetched_by(loader, 0)
+    assert len(workers) == 1
+    assert os.getpid() not in workers
+    assert fetched_by(loader, 1) == workers
+    del loader
+    assert not any(map(psutil.pid_exists, workers))
+
+
+def test_the_number_of_data_workers_is_chosen_for_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(cores()))  # a core each: none is left
+    loader = Loader(Pids(), ShardSampler(8, 2), Recipe(), CPU)
+    assert fetched_by(loader, 0) == {os.getpid()}
+
+
+def batches(loader: Loader, epoch: int = 0, start: int = 0) -> list[list[torch.Tensor]]:
+    """The micro-batches of an epoch's shards, their first arrays, on the CPU."""
+    loader.sampler.seek(epoch, start)
+    return [[micro[0].cpu() for micro in shard.micro_batches] for shard in loader]
+
+
+def same(some: list[list[torch.Tensor]], others: list[list[torch.Tensor]]) -> bool:
+    """Whether shards are bit for bit the same."""
+    return all(
+        all(map(torch.equal, mine, theirs)) for mine, theirs in zip(some, others, strict=True)
+    )
+
+
+def digits(device: torch.device, **hyperparameters: Any) -> Loader:
+    """A loader whose batches are normalised, and augmented by sample."""
+    recipe = Recipe(batch_size=100, micro_batch_size=30, **hyperparameters)
+    data = load_digits(
+        train=True,
+        transform=lambda images: images.float() / 16,
+        augment=lambda images, random: images + random.uniform().reshape(-1, 1, 1),
+    )
+    sampler = ShardSampler(len(data), 100, rank=1, world_size=2, micro_batch_size=30)
+    return Loader(data, sampler, recipe, device)
+
+
+def test_data_on_device_changes_nothing_on_a_cpu() -> None:
+    assert same(batches(digits(CPU, data_on_device=True)), batches(digits(CPU)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "workers", "words"),
+    [
+        (Pids(), None, "needs data in arrays, and Pids is no such data"),
+        (ArrayDataset(torch.arange(8)), 2, "leaves nothing to load for data workers"),
+    ],
+)
+def test_data_on_device_that_cannot_be_is_refused(
+    dataset: SizedData, workers: int | None, words: str
+) -> None:
+    recipe = Recipe(data_on_device=True, num_workers=workers)
+    with pytest.raises(RecipeError, match=words) as caught:
+        Loader(dataset, ShardSampler(8, 2), recipe, CPU)
+    assert caught.value.hint
+    assert "leave" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transform": v2.Compose([v2.ToDtype(torch.float32), v2.RandomHorizontalFlip()])},
+        {"transform": v2.RandomCrop(6)},
+        {"augment": lambda images, _: images + torch.rand(())},
+    ],
+    ids=["flip", "crop", "augment"],
+)
+def test_one_draw_for_a_whole_batch_is_refused(options: dict[str, Any]) -> None:
+    data = ArrayDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), **options)
+    loader = Loader(data, ShardSampler(4, 2), Recipe(), CPU)
+    with pytest.raises(DataError, match="another one for every number of processes"):
+        next(iter(loader))

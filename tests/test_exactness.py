@@ -35,7 +35,8 @@ CASES: list[dict[str, Any]] = [
     {"name": "convolved", **F64, "convolve": True, "epochs": 2},
     {"name": "layout", **F64, "convolve": True, "epochs": 2, "channels_last": True},
     {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
-    {"name": "no-workers", "recipe": "sampled", "dtype": "float64"},
+    {"name": "no-workers", "recipe": "sampled", "dtype": "float64", "num_workers": 0},
+    {"name": "default-workers", "recipe": "sampled", "dtype": "float64"},
     {"name": "short", "recipe": "curve", "epochs": 2},
     {"name": "again", "recipe": "curve", "epochs": 2},
 ]
@@ -106,9 +107,12 @@ def test_the_same_run_twice_gives_the_same_bytes(one: Path, several: Path) -> No
         assert Run(folder / "short").weight_bytes == Run(folder / "again").weight_bytes
 
 
-def test_data_workers_change_nothing(one: Path, several: Path) -> None:
+@pytest.mark.parametrize("name", ["workers", "default-workers"])
+def test_data_workers_change_nothing(one: Path, several: Path, name: str) -> None:
     for folder in (one, several):
-        assert Run(folder / "workers").weight_bytes == Run(folder / "no-workers").weight_bytes
+        run, without = Run(folder / name), Run(folder / "no-workers")
+        assert run.weight_bytes == without.weight_bytes
+        assert [row["loss"] for row in run.rows] == [row["loss"] for row in without.rows]
 
 
 def test_augmentation_and_micro_batches_are_not_vacuous(one: Path) -> None:

@@ -64,16 +64,25 @@ def test_debug_shows_the_whole_traceback(tmp_path: Path) -> None:
     assert 'raise ValueError("the third wheel came off")' in done.stderr
 
 
-def test_breakpoint_works_in_debug(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "before", "asked", "answer"),
+    [
+        (DIGITS, "    return images.float()", "images.shape", "torch.Size([1, 8, 8])"),
+        # an ordinary dataset, which a run would leave to data workers
+        (RECIPES / "sampled.py", "        return image, int", "image.shape", "torch.Size([16])"),
+    ],
+    ids=["arrays", "ordinary"],
+)
+def test_breakpoint_works_in_debug(
+    tmp_path: Path, source: Path, before: str, asked: str, answer: str
+) -> None:
     recipe = tmp_path / "mine.py"
-    recipe.write_text(
-        DIGITS.read_text().replace(
-            "return images.float()", "breakpoint()\n    return images.float()"
-        )
-    )
+    indent = " " * (len(before) - len(before.lstrip()))
+    recipe.write_text(source.read_text().replace(before, f"{indent}breakpoint()\n{before}"))
+    words = ["--steps", "1", "batch_size=1", "test_batch_size=1"]
     done = subprocess.run(
-        [sys.executable, "-m", "launcher", "debug", str(recipe), "--steps", "1"],
-        input="p images.shape\nc\nc\n",
+        [sys.executable, "-m", "launcher", "debug", str(recipe), *words],
+        input=f"p {asked}\nc\nc\n",
         cwd=tmp_path,
         env=clean_environment(),
         capture_output=True,
@@ -81,7 +90,7 @@ def test_breakpoint_works_in_debug(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert "torch.Size([64, 8, 8])" in done.stdout
+    assert answer in done.stdout
 
 
 def test_digits_reaches_95_percent_and_says_so(tmp_path: Path) -> None:

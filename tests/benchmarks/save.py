@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from launcher.arrays import ArrayDataset
 from launcher.checkpoint import Saver, state_of
 from launcher.context import Context, unwrapped
-from launcher.data import ArrayDataset
 from launcher.faults import StopRequest
 from launcher.loops import checkpoint, train_step
 from launcher.metrics import Totals
