@@ -1,7 +1,7 @@
 """What a user pays for the launcher: against the limit of the machine, and against its peers.
 
     uv run python tests/benchmarks/speed.py [--rounds 3] [--only NAME,NAME] [--work mlp|conv|small]
-    uv run --with lightning python tests/benchmarks/speed.py        # with Lightning as well
+    uv run --with lightning --with transformers python tests/benchmarks/speed.py   # with these too
 
 Every peer trains one epoch of the same work and tests it. Peers are interleaved, a round at a time,
 and only medians and ratios mean anything. A step is its 5th percentile: what other load on the
@@ -33,6 +33,7 @@ ACCELERATE = [
     *("--dynamo_backend=no", "--main_process_port=0"),
 ]
 LAUNCHER = [PYTHON, "-m", "launcher", "run", str(PEERS / "ours.py"), "--cpu", "--tracking=disabled"]
+OPTIONAL = ("lightning", "transformers")  # peers that nothing else here needs
 SKIPPED = 50  # first steps, which warm up
 
 
@@ -65,10 +66,18 @@ def peers() -> list[Peer]:
             [*ACCELERATE, "--num_processes=2", "--multi_gpu", script["accelerated"]],
         ),
     ]
-    if find_spec("lightning"):
+    if "lightning" not in missing():
         found.append(Peer("lightning 1", 1, [PYTHON, script["by_lightning"], "1"]))
         found.append(Peer("lightning 2", 2, [PYTHON, script["by_lightning"], "2"]))
+    if "transformers" not in missing():
+        found.append(Peer("hf trainer 1", 1, [PYTHON, script["by_transformers"]]))
+        found.append(Peer("hf trainer 2", 2, [*TORCHRUN, "2", script["by_transformers"]]))
     return found
+
+
+def missing() -> list[str]:
+    """Return the packages of optional peers that are not installed."""
+    return [package for package in OPTIONAL if not find_spec(package)]
 
 
 Row = dict[str, float]
@@ -193,8 +202,15 @@ def main() -> None:
     parser.add_argument("--work", choices=["mlp", "conv", "small"], default="mlp")
     parser.add_argument("--only", default="", help="names of peers, with commas")
     options = parser.parse_args()
+    if missing():
+        words = " ".join(f"--with {package}" for package in missing())
+        print(
+            f"without {', '.join(missing())}: `uv run {words} python …` adds them", file=sys.stderr
+        )
     names = options.only.split(",") if options.only else [peer.name for peer in peers()]
     everyone = [peer for peer in peers() if peer.name in names]
+    if len(everyone) < len(names):
+        parser.error(f"--only: these are there: {', '.join(peer.name for peer in peers())}")
     rows: dict[str, list[Row]] = {peer.name: [] for peer in everyone}
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {"SPEED_DATA": folder, "OMP_NUM_THREADS": "1"}

@@ -1,6 +1,5 @@
 """Lightning as its documentation has it; needs `uv run --with lightning`."""
 
-import os
 import sys
 from typing import Any
 
@@ -33,7 +32,6 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc]  # not there 
 
 world = int(sys.argv[1])
 work.timed()
-os.environ.setdefault("WORLD_SIZE", str(world))
 lightning.seed_everything(0)
 train, test = work.torchvision_sets()
 trainer = lightning.Trainer(

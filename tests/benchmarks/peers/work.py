@@ -102,7 +102,8 @@ def timed() -> None:
     def write() -> None:
         folder = os.environ.get("SPEED_OUT")
         if folder and walls:
-            row = {"rank": int(os.environ.get("RANK", "0")), "walls": walls, "cpus": cpus}
+            rank = os.environ.get("RANK") or os.environ.get("LOCAL_RANK", "0")  # Lightning's
+            row = {"rank": int(rank), "walls": walls, "cpus": cpus}
             (Path(folder) / f"steps-{os.getpid()}.json").write_text(json.dumps(row))
 
     register_optimizer_step_post_hook(note)
