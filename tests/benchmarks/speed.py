@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,8 +32,9 @@ ACCELERATE = [
     *(PYTHON, "-m", "accelerate.commands.launch", "--num_machines=1", "--mixed_precision=no"),
     *("--dynamo_backend=no", "--main_process_port=0"),
 ]
-LAUNCHER = [PYTHON, "-m", "launcher", "run", str(PEERS / "ours.py"), "--cpu", "--tracking=disabled"]
+LAUNCHER = [PYTHON, "-m", "launcher", "run", str(PEERS / "ours.py"), "--tracking=disabled"]
 OPTIONAL = ("lightning", "transformers")  # peers that nothing else here needs
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 SKIPPED = 50  # first steps, which warm up
 
 
@@ -54,11 +55,11 @@ def peers() -> list[Peer]:
     script = {path.stem: str(path) for path in PEERS.glob("*.py")}
     found = [
         Peer("limit 1", 1, [PYTHON, script["limit"]]),
-        Peer("launcher 1", 1, [*LAUNCHER, "--nproc=1"]),
+        Peer("launcher 1", 1, [*LAUNCHER, "--cpu", "--nproc=1"]),
         Peer("quickstart 1", 1, [PYTHON, script["quickstart"]]),
         Peer("accelerate 1", 1, [*ACCELERATE, "--num_processes=1", "--cpu", script["accelerated"]]),
         Peer("limit 2", 2, [PYTHON, script["limit"]]),
-        Peer("launcher 2", 2, [*LAUNCHER, "--nproc=2"]),
+        Peer("launcher 2", 2, [*LAUNCHER, "--cpu", "--nproc=2"]),
         Peer("torchrun 2", 2, [*TORCHRUN, "2", script["ddp"]]),
         Peer(
             "accelerate 2",
@@ -83,7 +84,9 @@ def missing() -> list[str]:
 Row = dict[str, float]
 
 
-def measure(peer: Peer, work: str, data: Path, tries: int = 3) -> Row:
+def measure(
+    peer: Peer, work: str, data: Path, tries: int = 3, where: Mapping[str, str] = ON_CPU
+) -> Row:
     """Run a peer once; raises SystemExit where it fails or some of its processes did not train.
 
     A peer may abort while it ends, in gloo's threads, when all is done: it gets other tries.
@@ -97,7 +100,7 @@ def measure(peer: Peer, work: str, data: Path, tries: int = 3) -> Row:
             "SPEED_WORK": work,
             "SPEED_OUT": folder,
             "OMP_NUM_THREADS": str(max(1, cores // peer.processes)),
-            "ACCELERATE_USE_CPU": "true",
+            **where,
         }
         began = time.time()
         started = _start(peer, env, Path(folder))
@@ -111,7 +114,7 @@ def measure(peer: Peer, work: str, data: Path, tries: int = 3) -> Row:
         answers = "RESULT" in said or "Done:" in said
     if any(p.returncode for p in started) or len(steps) != peer.processes or not answers:
         if tries > 1 and not peer.name.startswith("launcher"):
-            return measure(peer, work, data, tries - 1)
+            return measure(peer, work, data, tries - 1, where)
         raise SystemExit(f"{peer.name} failed:\n{said[-3000:]}")
     steps.sort(key=lambda row: row["rank"])
     return _row(steps, began, wall, largest)
