@@ -18,3 +18,16 @@ def test_the_benchmark_of_speed_prints_its_table(tmp_path: Path) -> None:
     assert header.split()[-2:] == ["x", "limit"]
     assert [" ".join(row.split()[:2]) for row in rows] == names.split(",")
     assert all(float(number) > 0 for row in rows for number in row.split()[2:])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_precision_prints_its_table(tmp_path: Path) -> None:
+    words = ["--work=small", "--rounds=1", "--only=bf16"]
+    script = PROJECT / "tests" / "benchmarks" / "precision.py"
+    done = command(sys.executable, script, *words, cwd=tmp_path, timeout_s=250)
+    assert done.returncode == 0, done.stderr
+    machine, header, *rows = done.stdout.splitlines()
+    assert "bf16 units:" in machine
+    assert header.split() == ["small", "step", "ms", "x", "plain"]
+    assert [row.split()[0] for row in rows] == ["plain", "bf16"]
+    assert all(float(number) > 0 for row in rows for number in row.split()[1:])
