@@ -104,7 +104,10 @@ def test_the_table_shows_what_is_known() -> None:
 def test_contenders_train_without_a_gpu_too_and_leave_a_trace(name: str, tmp_path: Path) -> None:
     work.make_images(tmp_path)
     [peer] = [one for one in gpu.contenders("small") if one.name == name]
-    assert gpu.traced(peer, "small", tmp_path, tmp_path / "traced").waits == 0
+    trace = tmp_path / "trace.json"
+    assert gpu.traced(peer, "small", tmp_path, trace) == gpu.Trace(idle=1, waits=0)
+    names = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"ProfilerStep#72", "ProfilerStep#91"} <= names
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

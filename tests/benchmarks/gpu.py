@@ -9,8 +9,9 @@ each, under the profiler, gives
 
 - idle: the share of time in which no kernel runs. The profiler slows the host, so it is an upper
   bound, to be compared with the loop's;
-- waits: how often a step makes the host wait for the device. Steps without a report are traced,
-  so the launcher's should be 0.
+- waits: how often a step makes the host wait for the device. The steps traced are shortly before
+  a report, so the launcher's should be 0, but where a second has passed since ranks last asked
+  each other whether to stop.
 
 MFU is the floating point operations of the model, as torch counts them, against what the device
 could do in bf16 without sparsity, whatever the precision of the run.
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,9 @@ def span(event: dict[str, Any]) -> tuple[float, float]:
     return event["ts"], event["ts"] + event["dur"]
 
 
-def traced(peer: Peer, what: str, data: Path, folder: Path) -> Trace:
-    """Run a contender under the profiler; the launcher has its own."""
-    path = folder / "trace-rank-0.json"
-    if peer.name.startswith("launcher"):
-        peer = replace(peer, command=[*peer.command, "--profile", f"--run-dir={folder}"])
-        measure(peer, what, data, where={})
-    else:
-        measure(peer, what, data, where={"SPEED_TRACE": str(path)})
+def traced(peer: Peer, what: str, data: Path, path: Path) -> Trace:
+    """Run a contender under the profiler, which writes to a file."""
+    measure(peer, what, data, where={"SPEED_TRACE": str(path)})
     return read_trace(path)
 
 
@@ -133,8 +129,8 @@ def compare(what: str, rounds: int, data: Path) -> tuple[dict[str, float], dict[
             rows[peer.name].append(measure(peer, what, data, where={}))
             print(f"round {number + 1}, {peer.name}: {rows[peer.name][-1]}", file=sys.stderr)
     steps = {name: statistics.median(r["median ms"] for r in rs) / 1e3 for name, rs in rows.items()}
-    folder = data / "traces" / what
-    return steps, {p.name: traced(p, what, data, folder / p.name) for p in everyone}
+    traces = {p.name: traced(p, what, data, data / f"{what}, {p.name}.json") for p in everyone}
+    return steps, traces
 
 
 def table(what: str, steps: dict[str, float], traces: dict[str, Trace], peak: float | None) -> str:

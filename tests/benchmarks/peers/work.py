@@ -144,7 +144,7 @@ def timed() -> None:
     """Note the time and the CPU time of every optimizer step; written when the process ends.
 
     On a GPU the host runs ahead of the device: there, times are those of an event behind each
-    step. `SPEED_TRACE` names a file for a trace of the steps that `launcher run --profile` traces.
+    step. `SPEED_TRACE` names a file for a trace of some steps.
     """
     walls: list[float] = []
     cpus: list[float] = []
@@ -175,10 +175,13 @@ def timed() -> None:
 
 
 def traced(path: Path) -> profile:
-    """Start a profiler that writes 20 steps to a file, the first ones left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Start a profiler that writes to a file what 20 steps do.
+
+    They are late enough for all to have settled, and no contender reports in them. (`launcher run
+    --profile` traces the first steps, in which its ranks ask each other more often than later.)
+    """
     made = profile(
-        schedule=schedule(skip_first=3, wait=0, warmup=2, active=20, repeat=1),
+        schedule=schedule(skip_first=70, wait=0, warmup=2, active=20, repeat=1),
         on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
     )
     made.start()
