@@ -50,8 +50,9 @@ OPTIONS = {
     "bf16": ["mixed_precision=bf16"],
     "compile": ["compile=true"],
     "channels_last": ["channels_last=true"],
-    "all three": ["mixed_precision=bf16", "compile=true", "channels_last=true"],
+    "data_on_device": ["data_on_device=true"],
 }
+OPTIONS["all"] = [word for words in OPTIONS.values() for word in words]
 
 
 def contenders(what: str) -> list[Peer]:
