@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster, missing, slurm_cluster
+from slurm_cluster import PREFIX, Cluster, missing, slurm_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -29,6 +29,12 @@ else:
             time.sleep(0.1)
     peer.sendall(("hello of " + socket.gethostname()).encode())
 """
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: paths of sockets end at 107 characters."""
+    return tmp_path_factory.mktemp("t")
 
 
 def script(folder: Path, *lines: str) -> Path:
@@ -145,8 +151,15 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     assert len(spaces) == 2
     assert left_behind("no bridge", killed, spaces) != []
     with slurm_cluster(tmp_path / "next", nodes=1) as cluster:
-        assert cluster.name == name.strip()  # free again
+        assert cluster.name.startswith(PREFIX)
+        assert all(path.exists() for path in owners())
         assert left_behind("no bridge", killed, set()) == []  # numbers of namespaces are used anew
+
+
+def owners() -> list[Path]:
+    """The processes that bridges belong to."""
+    aliases = Path("/sys/class/net").glob(f"{PREFIX}*/ifalias")
+    return [Path("/proc") / pid for alias in aliases if (pid := alias.read_text().strip())]
 
 
 def left_behind(name: str, folder: Path, spaces: set[int]) -> list[str]:
