@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from launcher.device import moved
 from launcher.errors import DataError
-from launcher.randomness import SampleRandom
+from launcher.randomness import Numbers, SampleRandom
 from launcher.run_dir import assets
 
 
@@ -62,11 +62,11 @@ class ArrayDataset(Dataset[tuple[Tensor, ...]]):
         """
         indices = [range(len(self))[index] for index in indices]  # -1 is the last, as in a list
         keys = torch.randint(2**62, (len(indices),)).tolist() if self.augment else indices
-        return self.batch(indices, SampleRandom(0, 0, keys))
+        return self.batch(np.asarray(indices, np.int64), SampleRandom(0, 0, keys))
 
-    def batch(self, indices: list[int], random: SampleRandom) -> tuple[Tensor, ...]:
+    def batch(self, indices: Numbers, random: SampleRandom) -> tuple[Tensor, ...]:
         """Return a batch on the device of `random`, the random numbers of its samples."""
-        rows = moved(torch.tensor(indices), self.arrays[0].device)
+        rows = moved(torch.from_numpy(indices), self.arrays[0].device)
         # index_select copies rows whole; array[rows] takes ten times as long on a CPU.
         found = [array.index_select(0, rows) for array in self.arrays]
         first, *others = (moved(part, random.device) for part in found)

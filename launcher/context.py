@@ -3,8 +3,8 @@
 import gc
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import psutil
@@ -112,14 +112,11 @@ class Context:
             _settle_buckets(wrapped)
         return wrapped
 
-    @contextmanager
-    def gradients(self, model: nn.Module, *, synchronise: bool) -> Iterator[None]:
+    def gradients(self, model: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:
         """Forward and backward of a micro-batch; only the last of a step synchronises ranks."""
         if synchronise or not isinstance(model, DistributedDataParallel):
-            yield
-        else:
-            with model.no_sync():
-                yield
+            return nullcontext()
+        return model.no_sync()
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all ranks the buffers of rank 0 (batch norm statistics); collective."""

@@ -16,7 +16,7 @@ from launcher.arrays import ArrayDataset
 from launcher.device import CPU, moved, prefetched
 from launcher.errors import DataError, RecipeError
 from launcher.processes import cores, die_with_parent
-from launcher.randomness import SampleRandom, seed_sample
+from launcher.randomness import Numbers, SampleRandom, seed_sample
 from launcher.recipe import Recipe
 from launcher.sampler import ShardIndices, ShardSampler
 
@@ -58,7 +58,7 @@ class _Fetcher(Dataset[Shard]):
         batches = [self._batch(indices.epoch, micro) for micro in indices.micro_batches]
         return Shard(indices.size, indices.own, batches)
 
-    def _batch(self, epoch: int, indices: list[int]) -> Any:
+    def _batch(self, epoch: int, indices: Numbers) -> Any:
         seed = self.recipe.seed
         if self.arrays is not None:
             random = SampleRandom(seed, epoch, indices, self.device)
@@ -67,7 +67,7 @@ class _Fetcher(Dataset[Shard]):
             self.draws_checked = True
             return _without_draws(partial(self.arrays.batch, indices, random), self.device)
         samples = []
-        for index in indices:
+        for index in indices.tolist():
             seed_sample(seed, epoch, index)
             samples.append(self.dataset[index])
         return self.recipe.collate(samples)

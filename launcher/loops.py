@@ -68,7 +68,8 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
             sums = _expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
             if last:
                 run.marker.tick()  # from here on this rank waits for the others
-            weight = torch.full_like(sums.loss, scale)  # (); what `loss * scale` would start from
+            # (); what `loss * scale` would start from
+            weight = torch.full_like(sums.loss, scale * sums.scale)
             sums.loss.backward(weight)  # type: ignore[no-untyped-call]  # torch's own
         if shard.own:
             run.sums.add(sums)

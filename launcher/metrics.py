@@ -7,6 +7,8 @@ from torch import Tensor
 
 from launcher.recipe import StepSums
 
+_MOST_ASIDE = 1000
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -32,20 +34,19 @@ class Sums:
     """What one rank has summed since the last report, for up to `capacity` steps.
 
     Losses are kept step by step (float64), so that one all-reduce also tells in which step a
-    loss became NaN. Nothing is copied to the host before `vector` is reduced and read.
+    loss became NaN. A step costs no operation: its numbers are put aside, where they are, and added
+    up together. Nothing is copied to the host before `vector` is reduced and read.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
-        self._hold(torch.zeros(capacity, dtype=torch.float64, device=device))
+        self._losses = torch.zeros(capacity, dtype=torch.float64, device=device)  # of each step
         self._correct = self._losses.new_zeros(())  # (); whole numbers, exact up to 2**53
         self.reset()
 
-    def _hold(self, losses: Tensor) -> None:
-        self._losses = losses  # (capacity,)
-        self._slots = losses.unbind()  # adding to a slot is one operation, to `losses[k]` three
-
     def reset(self) -> None:
         """Forget everything; done after a report."""
+        self._aside: list[tuple[int, Tensor, float]] = []  # step, loss (), its scale
+        self._right: list[Tensor] = []  # () each
         self._losses.zero_()
         self._correct.zero_()
         self._step = 0
@@ -58,7 +59,7 @@ class Sums:
         self.reset()
         self._step = len(totals.losses)
         # Room for a window that was longer: `log_every` may have been changed.
-        self._hold(self._losses.new_zeros(len(self._losses) + self._step))
+        self._losses = self._losses.new_zeros(len(self._losses) + self._step)
         self._has_accuracy = totals.correct is not None
         if mine:
             self._losses[: self._step] = torch.tensor(totals.losses, dtype=torch.float64)
@@ -67,12 +68,27 @@ class Sums:
 
     def add(self, sums: StepSums) -> None:
         """Add a micro-batch of the current step."""
-        self._slots[self._step].add_(sums.loss.detach())
+        self._aside.append((self._step, sums.loss.detach(), sums.scale))
         self._count = self._count + sums.count
         if sums.correct is None:
             self._has_accuracy = False
         else:
-            self._correct.add_(sums.correct.detach())
+            self._right.append(sums.correct)
+        if len(self._aside) >= _MOST_ASIDE:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add what was put aside: a few operations for many steps."""
+        if self._aside:
+            steps, losses, scales = zip(*self._aside, strict=True)
+            places = torch.tensor(steps).to(self._losses.device)
+            factors = torch.tensor(scales, dtype=torch.float64).to(self._losses.device)
+            values = torch.stack(losses).reshape(-1).double() * factors
+            self._losses.index_add_(0, places, values)
+            self._aside.clear()
+        if self._right:
+            self._correct.add_(torch.stack(self._right).sum())
+            self._right.clear()
 
     def end_batch(self, samples: int) -> None:
         """Count the samples of this rank's shard, once all its micro-batches were added."""
@@ -85,6 +101,7 @@ class Sums:
 
     def vector(self) -> Tensor:
         """Return everything as one float64 tensor to be summed over ranks, (capacity + 3,)."""
+        self._add_up()
         tail = [self._count, self._correct, self._samples]
         values = [torch.as_tensor(v, dtype=torch.float64).to(self._losses.device) for v in tail]
         return torch.cat([self._losses, *(value.reshape(1) for value in values)])

@@ -51,7 +51,7 @@ class SampleRandom:
     """
 
     def __init__(
-        self, seed: int, epoch: int, indices: Sequence[int], device: torch.device = CPU
+        self, seed: int, epoch: int, indices: Sequence[int] | Numbers, device: torch.device = CPU
     ) -> None:
         self.device = device
         self._seed, self._epoch, self._indices = seed, epoch, indices

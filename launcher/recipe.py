@@ -47,9 +47,10 @@ class StepSums:
     A mean is formed once, over all processes, as total loss / total count.
     """
 
-    loss: "Tensor"  # (), summed over what `count` counts
+    loss: "Tensor"  # (), summed over what `count` counts, when multiplied by `scale`
     count: "int | Tensor"  # samples, tokens, pixels: what the loss is a mean over
     correct: "Tensor | None" = None  # (), how many of `count` were right; None: no accuracy
+    scale: float = 1.0  # the number of samples where `loss` is their mean
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,10 @@ class Recipe:
         """
         inputs, labels = batch
         outputs = model(inputs)  # (micro-batch, classes)
-        loss = loss_fn(outputs, labels) * len(labels)  # ()
+        loss = loss_fn(outputs, labels)  # (), a mean
         classes = outputs.dim() == 2 and not labels.is_floating_point()
         correct = (outputs.argmax(1) == labels).sum() if classes else None  # ()
-        return StepSums(loss, len(labels), correct)
+        return StepSums(loss, len(labels), correct, scale=len(labels))
 
     def test_step(self, model: "nn.Module", batch: Any, loss_fn: "nn.Module") -> StepSums:
         """Run the forward pass of one test batch; the same as `train_step` unless replaced."""

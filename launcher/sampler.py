@@ -23,7 +23,7 @@ class ShardIndices(NamedTuple):
     epoch: int
     size: int  # samples in the global batch
     own: int  # samples in this shard that count: all, or 0 for a ghost
-    micro_batches: list[list[int]]
+    micro_batches: list[Numbers]
 
 
 class ShardSampler(DistributedSampler[ShardIndices]):
@@ -83,7 +83,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
             indices = order(np.concatenate([np.arange(p.start, p.stop, p.step) for p in places]))
             cuts = accumulate(map(len, places), initial=0)
             for step, (start, stop) in zip(steps, pairwise(cuts), strict=True):
-                yield self._shard(step, indices[start:stop].tolist())
+                yield self._shard(step, indices[start:stop])
 
     def _order(self) -> Callable[[Numbers], Numbers]:
         """Return what tells which samples stand at which places of this epoch's order."""
@@ -103,7 +103,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
     def _bounds(self, step: int) -> tuple[int, int]:
         return step * self.batch_size, min((step + 1) * self.batch_size, self.size)
 
-    def _shard(self, step: int, indices: list[int]) -> ShardIndices:
+    def _shard(self, step: int, indices: Numbers) -> ShardIndices:
         start, stop = self._bounds(step)
         own = len(indices) if start + self.rank < stop else 0
         cuts = range(0, len(indices), self.micro_batch_size)

@@ -47,7 +47,7 @@ def test_a_step_gives_sums_not_means() -> None:
     sums = recipe.train_step(model, (inputs, labels), loss_fn)
     assert sums.count == 5
     expected = 5 * loss_fn(model(inputs), labels).item()
-    assert sums.loss.item() == pytest.approx(expected)
+    assert sums.loss.item() * sums.scale == pytest.approx(expected)
     assert sums.correct is not None
     assert int(sums.correct) == int((model(inputs).argmax(1) == labels).sum())
 
