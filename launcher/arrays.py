@@ -25,7 +25,8 @@ class ArrayDataset(Dataset[tuple[Tensor, ...]]):
     batch of the first array and must treat every sample alike; `augment` gets the transformed
     batch and a SampleRandom, whose numbers belong to the samples and not to the batch, so that
     the result is the same for every world size. Both run where the batch is: on the GPU, if there
-    is one and no data workers are asked for. Only the rows are copied to it, as they are.
+    is one and no data workers are asked for. Only the rows are copied to it, as they are; tensors
+    that a transform brings along must be on the device of the batch.
 
     Transforms of torchvision.transforms.v2 that draw nothing take a batch of images
     (n, channels, height, width) as they take one image:

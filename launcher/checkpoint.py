@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from launcher import checkpoint_files as files
@@ -127,7 +128,7 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
             training.average.load(state.get("average"))
         for name, buffer in _unsaved_buffers(unwrapped(training.model)).items():
             buffer.copy_(state["buffers"][name])
-        training.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(training.optimizer, state["optimizer"])
         if training.scheduler and state["scheduler"] is not None:
             training.scheduler.load_state_dict(state["scheduler"])
     except (ValueError, RuntimeError, KeyError) as error:
@@ -139,6 +140,13 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
         setattr(training.progress, field, value)
     training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
     return int(state["rows"])
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load what an optimizer knows; how it computes stays as it was made."""
+    for saved, made in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved.update({name: made[name] for name in ("fused", "foreach") if name in made})
+    optimizer.load_state_dict(state)
 
 
 def load_model(model: torch.nn.Module, folder: Path) -> None:

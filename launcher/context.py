@@ -131,18 +131,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return cast("nn.Module", inner)
 
 
-def waited_s(model: nn.Module) -> float:
-    """Return the mean seconds of a step that DDP only waits for gradients; 0 without it.
-
-    DDP takes these times itself, in the first steps and then in every hundredth.
-    """
-    if not isinstance(model, DistributedDataParallel):
-        return 0.0
-    taken = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]  # nanoseconds
-    waited = taken["avg_backward_comm_time"] - taken["avg_backward_compute_comm_overlap_time"]
-    return float(waited) / 1e9
-
-
 def _settle_buckets(model: DistributedDataParallel) -> None:
     """Have DDP arrange its gradient buckets for good, before the first step; collective.
 

@@ -174,7 +174,12 @@ def _on_device(dataset: SizedData, device: torch.device, workers: int) -> ArrayD
             "`data_on_device` leaves nothing to load for data workers",
             hint="leave out either `data_on_device` or `num_workers`",
         )
-    return dataset.on(device)
+    try:
+        return dataset.on(device)
+    except torch.OutOfMemoryError as error:
+        raise RecipeError(
+            f"the data do not fit into the memory of {device}", hint="leave out `data_on_device`"
+        ) from error
 
 
 def _as_it_is(shard: Any) -> Any:

@@ -34,10 +34,15 @@ def prefetched(batches: Iterator[T], side: torch.cuda.Stream) -> Iterator[T]:
         main.wait_stream(side)
         for tensor in pytree.tree_leaves(batch):
             if isinstance(tensor, Tensor):
-                tensor.record_stream(main)  # memory of side's: not to be reused before main is done
+                for part in _parts(tensor):
+                    part.record_stream(main)  # side's memory: not reused before main is done
         return batch
 
     return one_ahead(iter(send, None), receive)
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    return [tensor._indices(), tensor._values()] if tensor.is_sparse else [tensor]
 
 
 def one_ahead(sent: Iterator[T], receive: Callable[[T], T]) -> Iterator[T]:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from launcher.errors import NonFiniteLoss
 from launcher.metrics import Totals
 
+_MOST_STEPS = 1 << 20  # between two exchanges
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -48,6 +49,10 @@ class Pulse:
 
     def __init__(self, interval_s: float = 1.0) -> None:
         self.interval_s = interval_s
+        self.start()
+
+    def start(self) -> None:
+        """Start anew: what follows may take another time than what was before."""
         self._steps_left = 1
         self._steps_since = 0
         self._reach = 1
@@ -66,7 +71,9 @@ class Pulse:
     def beat(self, mean_elapsed_s: float) -> None:
         """Plan the next exchange; `mean_elapsed_s` must be the same on all ranks."""
         step_s = max(mean_elapsed_s / max(self._steps_since, 1), 1e-6)
-        self._reach *= 2  # the first steps say little: grow step by step
+        self._reach = min(
+            2 * self._reach, _MOST_STEPS
+        )  # the first steps say little: grow step by step
         self._steps_left = max(1, min(int(self.interval_s / step_s), self._reach))
         self._steps_since = 0
         self._since = time.perf_counter()

@@ -189,6 +189,7 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     sums = Sums(1, run.context.device)
     sampler = run.test_loader.sampler
     sampler.seek(0)
+    run.pulse.start()  # a test batch takes another time than a step
     for shard in islice(run.test_loader, run.most_steps):
         run.marker.tick()
         if shard.own:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from launcher.device import moved
 from launcher.recipe import StepSums
 
 _MOST_ASIDE = 1000
@@ -73,7 +74,7 @@ class Sums:
         if sums.correct is None:
             self._has_accuracy = False
         else:
-            self._right.append(sums.correct)
+            self._right.append(sums.correct.detach())
         if len(self._aside) >= _MOST_ASIDE:
             self._add_up()
 
@@ -81,13 +82,13 @@ class Sums:
         """Add what was put aside: a few operations for many steps."""
         if self._aside:
             steps, losses, scales = zip(*self._aside, strict=True)
-            places = torch.tensor(steps).to(self._losses.device)
-            factors = torch.tensor(scales, dtype=torch.float64).to(self._losses.device)
+            places = moved(torch.tensor(steps), self._losses.device)
+            factors = moved(torch.tensor(scales, dtype=torch.float64), self._losses.device)
             values = torch.stack(losses).reshape(-1).double() * factors
             self._losses.index_add_(0, places, values)
             self._aside.clear()
         if self._right:
-            self._correct.add_(torch.stack(self._right).sum())
+            self._correct.add_(torch.stack(self._right).double().sum())
             self._right.clear()
 
     def end_batch(self, samples: int) -> None:

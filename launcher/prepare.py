@@ -103,7 +103,7 @@ def _fuse(optimizer: torch.optim.Optimizer) -> None:
             f"{type(optimizer).__name__} has no fused form",
             hint="leave fused_optimizer out, or use one of torch's SGD, Adam, AdamW or Adagrad",
         )
-    for group in optimizer.param_groups:
+    for group in (optimizer.defaults, *optimizer.param_groups):
         group.update(fused=True, foreach=False)
 
 

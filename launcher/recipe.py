@@ -50,7 +50,8 @@ class StepSums:
     loss: "Tensor"  # (), summed over what `count` counts, when multiplied by `scale`
     count: "int | Tensor"  # samples, tokens, pixels: what the loss is a mean over
     correct: "Tensor | None" = None  # (), how many of `count` were right; None: no accuracy
-    scale: float = 1.0  # the number of samples where `loss` is their mean
+    scale: float = 1.0  # the number of samples where `loss` is their mean; tensors are kept until
+    # the next report, so none of them may be written to later
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Recipe:
 
         `model` is in DDP where there are several processes: call it, and reach into it only
         through `launcher.unwrapped(model)`.
+
+        This one's `loss` is a mean, and `scale` the number it is a mean over.
 
         Replace it when the loss is not `loss_fn(model(x), y)`. `count` may then be anything the
         loss is a mean over (tokens, pixels): it is summed over all processes before gradients

@@ -5,6 +5,7 @@ all can read them, sums a part of them over all ranks, and takes the other parts
 reduce-scatter and an all-gather without a network.
 """
 
+import ctypes
 import mmap
 import os
 import platform
@@ -29,6 +30,8 @@ _LINE = 64  # bytes of a cache line: what different ranks write lies in differen
 _SPINS = 1000  # looks at a rank that is late, before sleeping in between: about 1 ms
 _NAP_S = 1e-4
 _LOOK_S = 0.2  # between two looks whether a rank that is late still lives
+_PATIENCE_S = 1800  # as gloo's; a hang is noticed long before where the launcher watches
+_CLOSE_ON_EXEC = 1  # linux/memfd.h
 
 
 def share_gradients(model: nn.Module, context: Context, times: StepTimes) -> None:
@@ -87,23 +90,37 @@ class SharedGradients:
 
     @classmethod
     def among(cls, context: Context, most_bytes: int, times: StepTimes) -> "SharedGradients | None":
-        """Share memory for gradients of so many bytes; collective. None where it cannot be."""
+        """Share memory for gradients of so many bytes; collective.
+
+        Where it cannot be had: None, and a warning of rank 0.
+        """
         row = -(-most_bytes // _LINE) * _LINE
         size = context.world_size * _LINE + (context.world_size + 1) * row
-        token = os.urandom(16)
-        memory, descriptor = _created(size, token) if context.rank == 0 else (None, -1)
+        token, memory, descriptor, problem = os.urandom(16), None, -1, ""
+        try:
+            if context.rank == 0:
+                descriptor = _nameless(size)
+                memory = mmap.mmap(descriptor, size)
+                memory[-len(token) :] = token
+        except (OSError, ValueError) as error:
+            problem = str(error)
         places = context.gather((os.getpid(), descriptor, token))
         leader, number, token = places[0]
         try:
             memory = memory or _opened(f"/proc/{leader}/fd/{number}", size)
             peers = [psutil.Process(pid) for pid, _, _ in places]
-            failed = memory[-len(token) :] != token  # a process of another container
-        except (OSError, ValueError, psutil.Error):
-            failed = True
-        failed = context.agree(failed)
+            if memory[-len(token) :] != token:  # a process of another container has that number
+                problem = "the processes do not see each other"
+        except (OSError, ValueError, psutil.Error) as error:
+            problem = problem or str(error)
+        problem = next(filter(None, context.gather(problem)), "")
         if descriptor >= 0:
             os.close(descriptor)
-        return None if failed or memory is None else cls(context, memory, peers, times)
+        if problem or memory is None:
+            if context.rank == 0:
+                print(f"WARNING: gradients go through sockets: {problem}", flush=True)
+            return None
+        return cls(context, memory, peers, times)
 
     def average(self, bucket: GradBucket) -> Future[Tensor]:
         """Lay down a bucket of gradients; with the last one of a step, sum all of them."""
@@ -151,25 +168,30 @@ class SharedGradients:
                 self._wait_for(rank)
 
     def _wait_for(self, rank: int) -> None:
-        looked = time.monotonic()
+        began = looked = time.monotonic()
         while self._counters[rank] < self._meetings:
             time.sleep(_NAP_S)
             if time.monotonic() - looked > _LOOK_S:
                 looked = time.monotonic()
-                if not all(map(_lives, self._peers)):
-                    raise PeerFailed("another rank has gone in the middle of a step")
+                if gone := [r for r, peer in enumerate(self._peers) if not _lives(peer)]:
+                    raise PeerFailed(f"rank {gone[0]} has gone in the middle of a step")
+                if looked - began > _PATIENCE_S:
+                    raise PeerFailed(f"rank {rank} did not finish its step in {_PATIENCE_S} s")
 
 
-def _created(size: int, token: bytes) -> tuple[mmap.mmap | None, int]:
-    """Return memory without a name that ends in `token`, and its file descriptor."""
-    descriptor = os.memfd_create("gradients")
-    try:
-        os.ftruncate(descriptor, size)
-        memory = mmap.mmap(descriptor, size)
-    except (OSError, ValueError):  # more than there can be
-        return None, descriptor
-    memory[-len(token) :] = token
-    return memory, descriptor
+def _nameless(size: int) -> int:
+    """Return the descriptor of a file in memory that has no name; raises OSError."""
+    # By ctypes: many builds of Python lack os.memfd_create.
+    create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
+    if create is None:
+        raise OSError("the C library has no memfd_create")
+    if size > psutil.virtual_memory().available / 2:  # memory is taken when it is written to
+        raise OSError(f"{size / 1e9:.0f} GB for them are too much for this machine")
+    descriptor = int(create(b"gradients", _CLOSE_ON_EXEC))
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "memfd_create failed")
+    os.ftruncate(descriptor, size)
+    return descriptor
 
 
 def _opened(path: str, size: int) -> mmap.mmap:

@@ -52,15 +52,12 @@ class StepTimes:
         finally:
             self.spent[what] += time.perf_counter() - began
 
-    def note(self, what: str, seconds: float) -> None:
-        """Count seconds that were estimated, at most all that is not accounted for."""
-        rest = time.perf_counter() - self._began - sum(self.spent.values())
-        self.spent[what] += min(seconds, rest)
-
     def shares(self) -> dict[str, float]:
         """Return what share of the session went into what, the largest first; 1 together.
 
-        `compute` is what is left: the steps without waiting for data and for other ranks.
+        `compute` is what is left: the steps without waiting for data. `communication` is known
+        where gradients are averaged in shared memory; elsewhere it overlaps with computing, and is
+        part of it.
         """
         session_s = time.perf_counter() - self._began
         shares = {what: seconds / session_s for what, seconds in self.spent.items()}

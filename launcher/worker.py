@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 from launcher import checkpoint_files
 from launcher.checkpoint import Saver, load_to_test, restore
 from launcher.checkpoint_files import Checkpoint
-from launcher.context import Context, unwrapped, waited_s
+from launcher.context import Context, unwrapped
 from launcher.errors import RecipeError, Stopped
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure
@@ -67,7 +67,6 @@ def warn(message: str) -> None:
 def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     """Train and test for what is left of the epochs; collective. Returns what result.json says."""
     recipe, progress = training.recipe, training.progress
-    first_step = progress.step
     began, in_training_s, samples = time.perf_counter() - progress.seconds, 0.0, 0
     try:
         while progress.epoch < recipe.epochs:
@@ -88,9 +87,6 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         training.trackers.close()
         if saver:
             saver.wait()
-    if training.context.world_size > 1 and "communication" not in training.times.spent:
-        waited = (progress.step - first_step) * waited_s(training.model)
-        training.times.note("communication", waited)
     test = progress.test or {}
     return {
         "state": "completed",

@@ -104,3 +104,14 @@ def test_steps_of_a_second_exchange_every_time() -> None:
     for _ in range(20):
         assert pulse.due()
         pulse.beat(1.0)
+
+
+def test_a_test_after_fast_steps_hears_of_a_stop_soon() -> None:
+    pulse = Pulse()
+    for _ in range(1000):
+        if pulse.due():
+            pulse.beat(0.001 * pulse._steps_since)
+    pulse.start()
+    assert pulse.due()
+    pulse.beat(0.5)  # a test batch
+    assert [pulse.due() for _ in range(2)] == [False, True]

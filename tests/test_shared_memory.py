@@ -31,6 +31,8 @@ def test_the_average_is_that_of_adding_ranks_in_order(tmp_path: Path, world: int
     done = command(sys.executable, *torchrun, script, tmp_path, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(tmp_path.glob("rank-*"))) == world
+    assert "gradients go through sockets" in done.stdout  # where there is too little memory
+    assert "are too much for this machine" in done.stdout
 
 
 @pytest.mark.slow
@@ -39,7 +41,8 @@ def test_two_processes_train_to_the_same_bytes_without_it(tmp_path: Path) -> Non
         words = [f"shared_gradients={word}", "epochs=3", "--nproc", "2", "--run-dir", name]
         done = launcher("run", DIGITS, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "communication" in Run(tmp_path / name).result["time_shares"]
+        timed = "communication" in Run(tmp_path / name).result["time_shares"]
+        assert timed == (name == "with")
     assert Run(tmp_path / "with").weight_bytes == Run(tmp_path / "without").weight_bytes
 
 

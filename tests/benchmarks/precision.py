@@ -17,8 +17,6 @@ from pathlib import Path
 
 from speed import LAUNCHER, PEERS, PYTHON, Peer, measure
 
-from launcher import Recipe
-
 VARIANTS = {
     "plain": [],
     "bf16": ["mixed_precision=bf16"],
@@ -32,11 +30,11 @@ VARIANTS = {
 
 
 def variants(only: str) -> dict[str, list[str]]:
-    """Return those asked for that this launcher has; `plain`, the measure of all, is always one."""
+    """Return those asked for; `plain`, the measure of all, is always one."""
     names = ["plain", *only.split(",")] if only else list(VARIANTS)
-    known = set(Recipe.__dataclass_fields__)
-    words = {name: VARIANTS[name] for name in VARIANTS if name in names}
-    return {n: ws for n, ws in words.items() if {w.split("=")[0] for w in ws} <= known}
+    if unknown := sorted(set(names) - set(VARIANTS)):
+        sys.exit(f"no such variant: {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
+    return {name: VARIANTS[name] for name in VARIANTS if name in names}
 
 
 def bf16_units() -> str:
