@@ -42,13 +42,9 @@ def prepare(
         lambda: (_seeded(recipe, recipe.train_data), _seeded(recipe, recipe.test_data))
     )
     train_data, test_data = sized(data[0], "train_data"), sized(data[1], "test_data")
-    model = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
+    model = _model(recipe)
     loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe).to(context.device)
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution
-    if recipe.compile:
-        model.compile()  # in place: it stays the user's own module, with its own names
     model = context.wrap(model)
     times = StepTimes()
     if recipe.shared_gradients:
@@ -56,21 +52,13 @@ def prepare(
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     if recipe.fused_optimizer:
         _fuse(optimizer)
-    scheduler = recipe.scheduler(optimizer)
-    if scheduler is not None:
-        scheduler = _expect(scheduler, LRScheduler, "scheduler")
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise RecipeError(
-                "`scheduler` returned ReduceLROnPlateau, which cannot be stepped once a step",
-                hint="use one whose learning rate follows from the step, like OneCycleLR",
-            )
     return Training(
         recipe=recipe,
         context=context,
         model=model,
         loss_fn=loss_fn,
         optimizer=optimizer,
-        scheduler=scheduler,
+        scheduler=_scheduler(recipe, optimizer),
         train_loader=_loader(train_data, recipe, context),
         test_loader=_loader(test_data, recipe, context, test=True),
         stop=stop,
@@ -80,6 +68,27 @@ def prepare(
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
         most_steps=most_steps,
     )
+
+
+def _model(recipe: Recipe) -> torch.nn.Module:
+    model: torch.nn.Module = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution
+    if recipe.compile:
+        model.compile()  # in place: it stays the user's own module, with its own names
+    return model
+
+
+def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+    scheduler = recipe.scheduler(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise RecipeError(
+            "`scheduler` returned ReduceLROnPlateau, which cannot be stepped once a step",
+            hint="use one whose learning rate follows from the step, like OneCycleLR",
+        )
+    if scheduler is not None:
+        _expect(scheduler, LRScheduler, "scheduler")
+    return scheduler
 
 
 def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = False) -> Loader:
