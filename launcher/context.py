@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.errors import PeerFailed, TrainingFailed
+from launcher.errors import BadInput, PeerFailed, TrainingFailed
 
 T = TypeVar("T")
 
@@ -34,13 +34,19 @@ class Context:
         find_unused_parameters: bool = False,
         expected_world: int | None = None,
     ) -> None:
-        """Join the process group; collective. Raises TrainingFailed where ranks are missing."""
+        """Join the process group; collective.
+
+        Raises BadInput where `accelerate launch` was told to train in a way that is none of ours,
+        and TrainingFailed where ranks are missing.
+        """
         on_cpu = cpu or not torch.cuda.is_available()
         started = int(os.environ.get("WORLD_SIZE", "1"))
         _choose_interface()
+        _refuse_other_ways_to_train()
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=mixed_precision,
+            dynamo_backend="no",
             kwargs_handlers=[
                 DistributedDataParallelKwargs(
                     gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
@@ -160,6 +166,16 @@ class _SumOfParameters(nn.Module):
 
     def forward(self) -> Tensor:
         return torch.stack([(p * 0).sum().float() for p in self._given]).sum()
+
+
+def _refuse_other_ways_to_train() -> None:
+    """Raise BadInput where an option or the configuration of `accelerate launch` asks for them."""
+    for way in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise BadInput(
+                f"Accelerate was told to use {way}, which a recipe is not trained with",
+                hint="leave it out of the options and the configuration of `accelerate launch`",
+            )
 
 
 def _choose_interface() -> None:

@@ -94,13 +94,14 @@ def command(
 ) -> list[str]:
     """Return the command that starts this machine's processes: what `launcher.start` may start.
 
-    One process needs no agent. Several come from `accelerate launch`, with every choice made
-    explicitly: a configuration file in the user's home would otherwise be picked up silently.
+    One process needs no agent. Several come from `accelerate launch`, with a configuration of our
+    own: each key of one in the user's home would otherwise count where no option says otherwise.
     """
     worker = ["-m", "launcher.start", what, str(run.path), str(spec.path)]
     if nodes.world_size == 1 and not extra:
         return [sys.executable, *worker]
     arguments = {
+        "--config_file": Path(__file__).with_name("accelerate.yaml"),
         "--num_processes": nodes.world_size,
         "--num_machines": nodes.nnodes,
         "--machine_rank": nodes.node_rank,
@@ -141,6 +142,7 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
 
     The rendezvous id is fresh: two runs with the same id on the same port join into one world.
     Machines that meet at an endpoint must share it: what the environment says, else the endpoint.
+    What configures Accelerate is left out: it would compile or shard the model behind our back.
     """
     fresh = secrets.token_hex(8) if nodes.nnodes == 1 else str(nodes.endpoint)
     added = {
@@ -151,7 +153,8 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     }
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
-    return {**_ALLOCATOR, **base, **added}
+    kept = {name: value for name, value in base.items() if not name.startswith("ACCELERATE_")}
+    return {**_ALLOCATOR, **kept, **added}
 
 
 def _threads(nodes: Nodes) -> int:

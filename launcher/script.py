@@ -60,14 +60,14 @@ def main(recipe_type: type[Recipe]) -> None:
         words, run_path = _script_arguments(sys.argv[1:])
         file = find(inspect.getfile(recipe_type))
         recipe = configure(recipe_type, str(file.path), split_overrides(words))
+        context = Context(
+            mixed_precision=recipe.mixed_precision,
+            find_unused_parameters=recipe.find_unused_parameters,
+        )
     except LauncherError as error:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    context = Context(
-        mixed_precision=recipe.mixed_precision,
-        find_unused_parameters=recipe.find_unused_parameters,
-    )
     try:
         sys.exit(_run_as_script(recipe, file, run_path, context))
     finally:

@@ -1,11 +1,17 @@
 """The pure parts of a launch: its command, its environment, what it refuses, and what it says."""
 
+import json
 import os
 import sys
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.commands import launch as accelerate
+from accelerate.commands.config import config_args
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 from launcher.errors import BadInput
 from launcher.launch import (
@@ -181,3 +187,71 @@ def test_workers_are_forked_only_where_there_is_no_gpu_and_no_option_of_the_user
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert command(nodes, RUN, RUN, "no", extra)[5] == forks
+
+
+# What a configuration in the user's home may say of each of its fields.
+AT_HOME: dict[str, Any] = {
+    "compute_environment": "AMAZON_SAGEMAKER",
+    "distributed_type": "FSDP",
+    "mixed_precision": "bf16",
+    "use_cpu": True,
+    "debug": True,
+    "num_processes": 7,
+    "machine_rank": 5,
+    "num_machines": 9,
+    "gpu_ids": "3,5",
+    "main_process_ip": "10.9.8.7",
+    "main_process_port": 1,
+    "rdzv_backend": "etcd",
+    "same_network": False,
+    "main_training_function": "train",
+    "enable_cpu_affinity": True,
+    "fp8_config": {"backend": "TE"},
+    "deepspeed_config": {"zero_stage": 3},
+    "fsdp_config": {"fsdp_version": 2},
+    "parallelism_config": {"parallelism_config_tp_size": 2},
+    "megatron_lm_config": {"megatron_lm_tp_degree": 2},
+    "mpirun_config": {"mpirun_hostfile": "hosts"},
+    "downcast_bf16": True,
+    "tpu_name": "mine",
+    "tpu_zone": "here",
+    "tpu_use_cluster": True,
+    "tpu_use_sudo": True,
+    "command_file": "commands",
+    "commands": ["ls"],
+    "tpu_vm": ["one"],
+    "tpu_env": ["A=B"],
+    "dynamo_config": {"dynamo_backend": "INDUCTOR"},
+}
+
+
+def as_accelerate_takes_it(argv: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settled options of `accelerate launch`, and the environment of what it starts."""
+    parser = accelerate.launch_command_parser()
+    args, _, _ = accelerate._validate_launch_command(parser.parse_args(argv[6:]))
+    args.main_process_port = args.main_process_port or 29500  # not another free one each time
+    if args.multi_gpu:
+        return vars(args), prepare_multi_gpu_env(args)
+    return vars(args), prepare_simple_launcher_cmd_env(args)[1]
+
+
+@pytest.mark.filterwarnings("ignore:Port")
+@pytest.mark.parametrize("nodes", [Nodes(nproc=2), Nodes(1, 2, 1, "127.0.0.1:29500"), Nodes(1)])
+def test_no_field_of_a_configuration_in_the_users_home_counts(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "default_config.yaml"
+    for module in (accelerate, config_args):
+        monkeypatch.setattr(module, "default_config_file", str(home))
+    argv = command(nodes, RUN, RUN, "no", ["--max_restarts", "0"])
+    alone = as_accelerate_takes_it(argv)
+    assert {field.name for field in fields(config_args.ClusterConfig)} <= AT_HOME.keys()
+    for name, value in AT_HOME.items():
+        home.write_text(json.dumps({"distributed_type": "NO", name: value}))
+        assert as_accelerate_takes_it(argv) == alone, name
+
+
+def test_what_configures_accelerate_is_not_passed_on() -> None:
+    base = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "HOME": "/root"}
+    passed = environment(Nodes(nproc=2, cpu=True), base)
+    assert {name for name in passed if name.startswith("ACCELERATE_")} == {"ACCELERATE_USE_CPU"}

@@ -49,6 +49,23 @@ def test_five_ways_to_start_give_the_same_reports(tmp_path: Path) -> None:
         assert (run / "logs" / "rank-0.log").read_text().count("Test Error: Accuracy:") == 2
 
 
+def test_what_configures_accelerate_changes_nothing_of_a_run(tmp_path: Path) -> None:
+    home = tmp_path / "accelerate" / "default_config.yaml"
+    home.parent.mkdir()
+    home.write_text('distributed_type: "FSDP"\ngpu_ids: "3,5"\ndebug: true\n')
+    source = DIGITS.read_text() + "import os\nprint('GPUs:', os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    (tmp_path / "mine.py").write_text(source)
+    words = ("run", "mine.py", "--cpu", "--nproc", "2", "epochs=1", "--run-dir")
+    env = {"HF_HOME": str(tmp_path), "ACCELERATE_USE_FSDP": "true", "CUDA_VISIBLE_DEVICES": "7"}
+    done = launcher(*words, "run", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/logs/rank-1.log").read_text().startswith("GPUs: 7\n")
+    done = command(sys.executable, "mine.py", "--run-dir", "own", cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Accelerate was told to use FSDP, which a recipe is not")
+    assert not (tmp_path / "own").exists()
+
+
 def test_debug_starts_no_process_and_writes_nothing(tmp_path: Path) -> None:
     done = launcher("debug", DIGITS, "--steps", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
