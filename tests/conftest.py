@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import strict_cluster as strict
 from slurm_cluster import Cluster, missing, slurm_cluster
 
 
@@ -23,3 +24,26 @@ def cluster(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     return slurm
+
+
+@pytest.fixture(scope="session")
+def strict_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of two nodes of the other make: see `strict_cluster`. One for all files."""
+    if reason := strict.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("strict")
+    # MessageTimeout: above KillWait, as in test_cluster_jobs.
+    extra = ["MessageTimeout=10"]
+    with slurm_cluster(folder, cpus=4, extra=extra, make=strict.StrictCluster) as running:
+        yield running
+
+
+@pytest.fixture
+def strict_cluster(
+    strict_slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Cluster:
+    """As `cluster`, but of the other make: cgroups, sacct, prolog and epilog, small arrays."""
+    for name, value in strict_slurm.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return strict_slurm

@@ -1,5 +1,7 @@
 """A real SLURM cluster on one machine: each host is a network namespace on a bridge.
 
+This is the plain make; `strict_cluster` has another, set up as large sites are.
+
 The controller (`ctl`) is a host like the nodes, so two clusters share no port and nothing listens
 outside the bridge. Whatever lives in a cluster's namespaces is killed at exit; what a killed test
 run could not take down, the next one does. Only `ip netns`'s mount of /run/netns stays.
@@ -53,6 +55,7 @@ MinJobAge=3600
 NodeName=n[1-{nodes}] NodeAddr={network}.[3-{last}] CPUs={cpus} RealMemory=16384 State=UNKNOWN
 PartitionName=low Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
+PartitionName=grace Nodes=ALL MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 """
 
 
@@ -138,6 +141,9 @@ class Cluster:
 
         self.until(up, f"slurmd of {node} is up", timeout_s)
 
+    def prepare(self) -> None:
+        """Do what another make needs before its controller starts; munged listens already."""
+
     def start(self, host: str, *argv: str) -> None:
         """Start a daemon on a host, with the cluster's /etc/hosts and a host name of its own."""
         script = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
@@ -166,7 +172,11 @@ class Cluster:
 
 @contextmanager
 def slurm_cluster(
-    folder: Path, nodes: int = 2, cpus: int = 2, extra: Sequence[str] = ()
+    folder: Path,
+    nodes: int = 2,
+    cpus: int = 2,
+    extra: Sequence[str] = (),
+    make: type[Cluster] = Cluster,
 ) -> Iterator[Cluster]:
     """A cluster of `nodes` hosts n1, n2, ... with `cpus` each, all its files below `folder`.
 
@@ -177,7 +187,7 @@ def slurm_cluster(
     names = [f"n{number}" for number in range(1, nodes + 1)]
     addresses = {host: f"{network}.{2 + place}" for place, host in enumerate(["ctl", *names])}
     env = {"SLURM_CONF": str(folder / "slurm.conf")}
-    cluster = Cluster(f"{PREFIX}{slot}", folder, names, addresses, env)
+    cluster = make(f"{PREFIX}{slot}", folder, names, addresses, env)
     try:
         _write_files(cluster, network, cpus, extra)
         _add_network(cluster, network)
@@ -185,6 +195,7 @@ def slurm_cluster(
         files.append(f"--socket={folder}/munge.sock")  # -f: where only root may enter, too
         cluster.start("ctl", "munged", "-F", "-f", *files)
         cluster.until((folder / "munge.sock").exists, "munged listens", 30)
+        cluster.prepare()
         cluster.start("ctl", "slurmctld", "-D")
         for node in names:
             cluster.start_node(node)
@@ -254,6 +265,8 @@ def _claim() -> int:
 def _tear_down(name: str) -> None:
     """Remove what is there of a cluster: processes, links, namespaces, bridge."""
     _kill(f"{name}-*")
+    with suppress(RuntimeError):  # no freezer: none of the clusters that use it was here
+        freezer(f"{name}-", "remove")
     for link in Path("/sys/class/net").glob(f"{name}-*"):
         _ip(f"link delete {link.name}")  # it would go with its namespace, but later
     for space in Path("/run/netns").glob(f"{name}-*"):
@@ -282,6 +295,22 @@ def _kill(spaces: str) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+        if time.monotonic() > deadline - 29:  # SLURM was killed in the middle of killing a step
+            with suppress(RuntimeError):
+                freezer(spaces.removesuffix("*"), "thaw")
+
+
+def freezer(prefix: str, what: str) -> None:
+    """Thaw, or remove, the cgroups of hosts: a frozen process hears SIGKILL when it is thawed.
+
+    RuntimeError where the kernel has no freezer of cgroup v1.
+    """
+    do = {"thaw": 'echo THAWED > "$1/freezer.state"', "remove": 'rmdir "$1"'}[what]
+    script = """
+        mount -t cgroup -o freezer none /sys/fs/cgroup || exit
+        find /sys/fs/cgroup -depth -type d -path "/sys/fs/cgroup/$1*" -exec sh -c "$2" sh {} \\;
+    """
+    _run("unshare", "--mount", "sh", "-c", script, "sh", prefix, do)
 
 
 def _ip(line: str) -> None:

@@ -1,0 +1,104 @@
+"""The strict make of test cluster itself: that it differs from the plain one as it says."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, slurm_cluster
+from strict_cluster import MAX_ARRAY, StrictCluster
+from training import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+HEARS = """\
+#!/bin/bash
+trap 'echo batch heard USR1' USR1
+srun bash -c '
+    trap "echo top heard USR1" USR1
+    (trap "echo child heard USR1" USR1; while sleep 0.1; do :; done) &
+    setsid sleep 1000 &
+    ls -d "$TMPDIR"
+    while sleep 0.1; do :; done' &
+wait
+wait
+wait
+"""
+
+
+def started(cluster: Cluster, script: str, *options: str) -> tuple[int, Path]:
+    """A job that runs, and its output."""
+    path, out = Path("job.sh").absolute(), Path("out.txt").absolute()
+    path.write_text(script)
+    return cluster.submit(path, f"--output={out}", *options), out
+
+
+def test_only_the_top_process_of_a_step_hears_a_signal_and_nothing_outlives_its_job(
+    strict_cluster: Cluster,
+) -> None:
+    job, out = started(strict_cluster, HEARS)
+    node_tmp = strict_cluster.folder / f"tmp/n1-{job}"
+    wait_for(lambda: out.exists() and str(node_tmp) in out.read_text())
+    strict_cluster.run("scancel", "--signal=USR1", str(job))
+    wait_for(lambda: "top heard USR1" in out.read_text())
+    strict_cluster.run("scancel", "--signal=USR1", "--batch", str(job))
+    wait_for(lambda: "batch heard USR1" in out.read_text())
+    time.sleep(0.5)
+    assert "child heard" not in out.read_text()
+    assert "sleep 1000" in [process.command for process in strict_cluster.processes("n1")]
+    strict_cluster.run("scancel", str(job))
+    wait_for(lambda: strict_cluster.processes("n1") == [])
+    wait_for(lambda: not node_tmp.exists())  # the epilog's work
+
+
+def test_the_accounting_tells_how_a_job_ended(strict_cluster: Cluster) -> None:
+    job, _ = started(strict_cluster, "#!/bin/bash\nexit 3\n")
+    words = ("sacct", "-X", "-n", "-P", "--format=State,ExitCode", f"--jobs={job}")
+    wait_for(lambda: strict_cluster.run(*words) == "FAILED|3:0\n", every_s=0.3)
+
+
+def test_an_array_of_more_tasks_than_the_site_allows_is_refused(strict_cluster: Cluster) -> None:
+    with pytest.raises(RuntimeError, match="Invalid job array specification"):
+        started(strict_cluster, "#!/bin/bash\n", f"--array=0-{MAX_ARRAY}")
+
+
+def test_a_job_above_the_limit_of_its_qos_waits_for_ever(strict_cluster: Cluster) -> None:
+    job, _ = started(strict_cluster, "#!/bin/bash\n", "--qos=short", "--time=10")
+    wait_for(lambda: strict_cluster.job(job)["Reason"].startswith("QOSMaxWallDuration"))
+    strict_cluster.run("scancel", str(job))
+
+
+def test_a_node_that_died_in_the_middle_of_a_kill_comes_back(strict_cluster: Cluster) -> None:
+    job, out = started(strict_cluster, HEARS)
+    wait_for(lambda: out.exists() and "tmp" in out.read_text())
+    group = f"/sys/fs/cgroup/{strict_cluster.name}-n1"
+    freeze = (
+        f"mount -t cgroup -o freezer none /sys/fs/cgroup && echo FROZEN > {group}/freezer.state"
+    )
+    run("unshare", "--mount", "sh", "-c", freeze)
+    strict_cluster.kill_node("n1")
+    assert strict_cluster.processes("n1") == []
+    strict_cluster.start_node("n1")
+    strict_cluster.run("scancel", str(job))
+    wait_for(lambda: strict_cluster.node_state("n1") == "IDLE", every_s=0.3)
+
+
+def test_a_cluster_takes_its_cgroups_along(
+    tmp_path_factory: pytest.TempPathFactory, strict_slurm: Cluster
+) -> None:
+    folder = tmp_path_factory.mktemp("other")
+    with slurm_cluster(folder, nodes=1, make=StrictCluster) as other:
+        other.run("srun", "true")
+        assert f"/{other.name}-n1\n" in freezers()
+    assert other.name not in freezers()
+    assert strict_slurm.name in freezers()
+
+
+def freezers() -> str:
+    """All cgroups of the freezer, one a line."""
+    script = "mount -t cgroup -o freezer none /sys/fs/cgroup && find /sys/fs/cgroup -type d"
+    return run("unshare", "--mount", "sh", "-c", script)
+
+
+def run(*argv: str) -> str:
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
