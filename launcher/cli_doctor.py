@@ -14,7 +14,8 @@ from launcher.checks import Check
 from launcher.cli_slurm import sbatch_of, with_sbatch_options
 from launcher.doctor import examine
 from launcher.errors import BadInput
-from launcher.launch import Nodes, gpus
+from launcher.gpus import gpus
+from launcher.launch import Nodes
 from launcher.launch import check as check_nodes
 from launcher.slurm_profile import load
 

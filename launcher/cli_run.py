@@ -12,8 +12,9 @@ from launcher.checkpoint_files import all_of, problem
 from launcher.config import describe as describe_run
 from launcher.config import new_run_path
 from launcher.errors import BadInput
+from launcher.gpus import gpus
 from launcher.hyperparameters import configure, split_overrides
-from launcher.launch import Launch, Nodes, check, gpus, launch
+from launcher.launch import Launch, Nodes, check, launch
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, load, outline
 from launcher.resume import (

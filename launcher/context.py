@@ -11,11 +11,17 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+    check_cuda_p2p_ib_support,
+)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import BadInput, PeerFailed, TrainingFailed
+from launcher.gpus import gpus, shared
 
 T = TypeVar("T")
 
@@ -37,21 +43,28 @@ class Context:
         """Join the process group; collective.
 
         Raises BadInput where `accelerate launch` was told to train in a way that is none of ours,
-        and TrainingFailed where ranks are missing.
+        where there are GPUs that torch cannot use, or not one for each process; TrainingFailed
+        where ranks are missing.
         """
-        on_cpu = cpu or not torch.cuda.is_available()
         started = int(os.environ.get("WORLD_SIZE", "1"))
+        on_cpu = cpu or not usable_gpus()
+        handlers: list[KwargsHandler] = [
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+            )
+        ]
         _choose_interface()
         _refuse_other_ways_to_train()
+        if not on_cpu:
+            claim_gpu()
+            if shared() and started > 1:
+                handlers.append(InitProcessGroupKwargs(backend="gloo"))  # NCCL: a GPU a rank
+                os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # it takes ranks for devices
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=mixed_precision,
             dynamo_backend="no",
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(
-                    gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
-                )
-            ],
+            kwargs_handlers=handlers,
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
@@ -76,7 +89,7 @@ class Context:
 
     def reduce(self, values: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place; collective."""
-        if self.world_size > 1:
+        if dist.is_initialized():
             dist.all_reduce(values)
         return values
 
@@ -87,7 +100,7 @@ class Context:
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, by rank; collective, for start-up only."""
         values: list[T | None] = [None] * self.world_size
-        if self.world_size == 1:
+        if not dist.is_initialized():
             return [value]
         dist.all_gather_object(values, value)
         return cast("list[T]", values)
@@ -126,15 +139,51 @@ class Context:
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give all ranks the buffers of rank 0 (batch norm statistics); collective."""
-        if self.world_size > 1:
+        if dist.is_initialized():
             for buffer in model.buffers():
-                dist.broadcast(buffer, src=0)
+                whole = buffer.contiguous()  # NCCL takes nothing else
+                dist.broadcast(whole, src=0)
+                if whole is not buffer:
+                    buffer.copy_(whole)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside DDP: forward passes that do not wait for other ranks."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     return cast("nn.Module", inner)
+
+
+def usable_gpus() -> int:
+    """Return how many GPUs torch can use here; raises BadInput where there are some it cannot."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if there := gpus():
+        raise BadInput(
+            f"there are {there} GPUs here, but torch {torch.__version__} cannot use them",
+            hint="install the torch that fits this machine's driver; to train on the CPU give "
+            "--cpu, or set CUDA_VISIBLE_DEVICES to nothing",
+        )
+    return 0
+
+
+def claim_gpu() -> None:
+    """Make one GPU this process's own, before anything else touches CUDA.
+
+    Raises BadInput, on all processes of a machine alike, where it has fewer GPUs than processes.
+    """
+    count, local_rank = usable_gpus(), int(os.environ.get("LOCAL_RANK", "0"))
+    local_world = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
+    if not count:
+        return
+    if local_world > count and not shared():
+        raise BadInput(
+            f"{local_world} processes on a machine that has {count} GPUs",
+            hint="start one process a GPU, or give --cpu",
+        )
+    torch.cuda.set_device(local_rank % count)
+    if not check_cuda_p2p_ib_support():  # Accelerate refuses such GPUs unless NCCL is told
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")
 
 
 def _settle_buckets(model: DistributedDataParallel) -> None:
@@ -152,7 +201,8 @@ def _settle_buckets(model: DistributedDataParallel) -> None:
     # Buckets are rearranged in the second forward pass. Its backward pass must follow: DDP would
     # wait for it, and synchronise the first micro-batch of the first step instead.
     for _ in range(2):
-        model().backward()
+        # Where DDP knows its GPU it moves inputs there, and there must be one.
+        model(parameters[0].new_zeros(())).backward()
     model.module, model.broadcast_buffers = inner, broadcast
     model.zero_grad()
 
@@ -164,8 +214,8 @@ class _SumOfParameters(nn.Module):
         super().__init__()
         self._given = tuple(parameters)  # in a tuple, so that they are not registered again
 
-    def forward(self) -> Tensor:
-        return torch.stack([(p * 0).sum().float() for p in self._given]).sum()
+    def forward(self, nothing: Tensor) -> Tensor:
+        return nothing + torch.stack([(p * 0).sum().float() for p in self._given]).sum()
 
 
 def _refuse_other_ways_to_train() -> None:
@@ -180,6 +230,8 @@ def _refuse_other_ways_to_train() -> None:
 
 def _choose_interface() -> None:
     """Give gloo one interface: loopback on one machine, else the one that leads to machine 0.
+
+    NCCL, which knows its way between machines, gets loopback on one.
 
     Left alone it takes whatever the host name resolves to, which is often the wrong one.
     """
@@ -197,3 +249,5 @@ def _choose_interface() -> None:
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == mine for address in addresses):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            if one_machine:
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -17,7 +17,8 @@ from typing import Any
 
 from launcher.checks import CLOCKS_S, Check, node_checks, wandb
 from launcher.errors import BadInput, NodeFailed
-from launcher.launch import Nodes, command, environment, gpus
+from launcher.gpus import gpus
+from launcher.launch import Nodes, command, environment
 from launcher.processes import kill_tree
 from launcher.run_dir import RunDir, read_json
 from launcher.slurm_job import SlurmFolder

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 from launcher import lock, mark
@@ -21,6 +19,7 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
+from launcher.gpus import gpus, shared
 from launcher.mirror import PATIENCE_S, Mirror
 from launcher.processes import PARENT, cores
 from launcher.record import write_result
@@ -56,17 +55,9 @@ class Nodes:
         return self.nproc * self.nnodes
 
 
-def gpus() -> int:
-    """Return how many NVIDIA GPUs this process may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # CUDA ignores all that follows an invalid entry
-        return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
 def check(nodes: Nodes) -> None:
     """Raise BadInput for processes and machines that cannot be."""
-    if not nodes.cpu and 0 < gpus() < nodes.nproc:
+    if not nodes.cpu and 0 < gpus() < nodes.nproc and not shared():
         raise BadInput(
             f"--nproc {nodes.nproc} asks for more processes than there are GPUs: {gpus()}",
             hint="give --cpu to train on the CPU, or fewer processes",

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from launcher.checkpoint import MOST_FAILURES, Saver
 from launcher.context import unwrapped
@@ -107,7 +108,7 @@ def _expect_sums(made: Any, method: str) -> StepSums:
 
 def _refuse_unused(run: Training) -> None:
     """Raise RecipeError where parameters take no part in the loss: DDP would fail a step later."""
-    if run.context.world_size == 1 or run.recipe.find_unused_parameters:
+    if not isinstance(run.model, DistributedDataParallel) or run.recipe.find_unused_parameters:
         return
     named = unwrapped(run.model).named_parameters()
     if unused := [name for name, p in named if p.requires_grad and p.grad is None]:

@@ -9,6 +9,7 @@ import os
 import sys
 from importlib import import_module
 
+from launcher.gpus import stay_near
 from launcher.processes import PARENT, die_with_parent
 
 
@@ -16,6 +17,8 @@ def main(what: str, arguments: list[str]) -> int:
     """Run the `main` of a module of the worker side; returns the exit code."""
     die_with_parent(int(os.environ[PARENT]))
     os.environ[PARENT] = str(os.getpid())  # for those that this process starts
+    if what != "agent" and os.environ.get("ACCELERATE_USE_CPU") != "true":
+        stay_near(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["OMP_NUM_THREADS"]))
     return int(import_module(f"launcher.{what}").main(arguments))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 from launcher import checkpoint_files
 from launcher.checkpoint import Saver, load_to_test, restore
 from launcher.checkpoint_files import Checkpoint
-from launcher.context import Context, unwrapped
+from launcher.context import Context, claim_gpu, unwrapped
 from launcher.errors import RecipeError, Stopped
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure
@@ -192,6 +192,8 @@ def run_worker(run: RunDir, spec: RunDir) -> int:
 
 def _work_as_told(run: RunDir, spec: RunDir) -> None:
     told = spec.read_config()
+    if not told["cpu"]:
+        claim_gpu()  # the recipe's own lines may touch it when they are loaded
     # The text as it was when the run was made, under the name where the user can find it.
     source = spec.recipe.read_text(encoding="utf-8")
     file = RecipeFile(told["recipe"], Path(told["recipe_path"]), source)

@@ -4,6 +4,10 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from launcher import config
 from launcher.context import Context
@@ -15,7 +19,16 @@ from launcher.worker import work
 RECIPES = Path(__file__).parent / "recipes"
 
 
+class KnowsItsDevice(DistributedDataParallel):
+    """DDP as Accelerate makes it on a GPU: it moves what it is called with to its device."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.device_ids, self.device_type = [0], "cpu"  # a constructor that asks for it refuses
+
+
 def main(cases: Path, folder: Path) -> None:
+    torch.nn.parallel.DistributedDataParallel = KnowsItsDevice  # type: ignore[misc]  # for Accelerate
     context = Context(cpu=True)
     for case in json.loads(cases.read_text()):
         name, recipe_name = case.pop("name"), case.pop("recipe")

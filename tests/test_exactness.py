@@ -52,12 +52,12 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=[2, 3, pytest.param(4, marks=pytest.mark.slow)],
+    params=[1, 2, 3, pytest.param(4, marks=pytest.mark.slow)],  # 1: in DDP
     ids="world-{}".format,
 )
 def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"world-{request.param}")
-    many_runs(folder, request.param, CASES)
+    many_runs(folder, request.param, CASES, in_ddp=True)
     return folder
 
 

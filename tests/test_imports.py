@@ -23,6 +23,7 @@ FLOOR = {
     "config",
     "record",
     "processes",
+    "gpus",
     "checkpoint_files",
     "lock",
     "mark",

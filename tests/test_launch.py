@@ -19,29 +19,12 @@ from launcher.launch import (
     check,
     command,
     environment,
-    gpus,
 )
 from launcher.run_dir import RunDir
 
 RUN = RunDir(Path("/runs/r"))
 SPEC = RunDir(Path("/runs/r/logs/node-1-spec"))
 TWO_MACHINES = Nodes(nproc=2, nnodes=2, node_rank=1, endpoint="[fd00::1]:29500")
-
-
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [("", 0), ("-1", 0), ("0", 1), ("0,1", 2), ("GPU-8932f937, GPU-12", 2), ("0,1,", 2)],
-)
-def test_gpus_are_those_that_are_visible(
-    visible: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert gpus() == count
-
-
-def test_without_a_word_gpus_are_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus() == len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 @pytest.mark.parametrize(

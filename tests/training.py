@@ -79,16 +79,19 @@ def launcher(
     return command(sys.executable, "-m", "launcher", *words, cwd=cwd, timeout_s=timeout_s, env=env)
 
 
-def many_runs(folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]]) -> None:
+def many_runs(
+    folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]], *, in_ddp: bool = False
+) -> None:
     """Train all cases in one set of `world_size` processes: start-up is paid once.
 
-    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters.
+    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters. `in_ddp`
+    makes a group, and so DDP, of one process, too.
     """
     listed = folder / "cases.json"
     listed.write_text(json.dumps(list(cases)))
     script = [str(PROJECT / "tests" / "many_runs.py"), str(listed), str(folder)]
     start = [sys.executable]
-    if world_size > 1:
+    if world_size > 1 or in_ddp:
         port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
     done = command(*start, *script, cwd=folder, timeout_s=280, env={"OMP_NUM_THREADS": "1"})
