@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from launcher import lifecycle, slurm_control, slurm_local
+from launcher import lifecycle, slurm_control, slurm_local, slurm_requeue
 from launcher.cli_run import TRACKING
 from launcher.errors import BadInput
 from launcher.launch import Nodes
@@ -122,7 +122,7 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
 
 @click.group()
 def job() -> None:
-    """What job scripts call: begin, node, end."""
+    """What job scripts call: begin, node, end, requeue."""
 
 
 @job.command()
@@ -162,3 +162,12 @@ def end(run_dir: Path, code: int, heard: str) -> None:
     if ended.exclude:
         click.echo(ended.exclude)
     sys.exit(ended.code)
+
+
+@job.command()
+@_RUN_DIR
+@click.option("--exclude", default="", help="Nodes that the next start must not get.")
+def requeue(run_dir: Path, exclude: str) -> None:
+    """Put the job back into the queue, however long SLURM takes to answer."""
+    here = lifecycle.Here.read(os.environ)
+    slurm_requeue.requeue(RunDir(run_dir.absolute()), here.job, exclude)

@@ -6,7 +6,6 @@ the run directory, so that a job which was killed unheard is understood at its n
 
 import os
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from launcher.launch import Launch, Nodes, check, launch
 from launcher.record import write_result
 from launcher.resume import is_completed, resumed
 from launcher.run_dir import RunDir, read_json, write_json
+from launcher.slurm import job_state
 from launcher.slurm_job import Attempt, SlurmFolder, Verdict
 from launcher.verdict import verdict
 
@@ -212,17 +212,6 @@ def reach(run: RunDir) -> int:
     found = mark.read(run.mark(0))
     saved = [checkpoint.step for checkpoint in checkpoint_files.all_of(run.checkpoints)]
     return max([found.steps if found else 0, *saved])
-
-
-def job_state(job: str) -> dict[str, str]:
-    """Return JobState and Reason of a job from scontrol, {} where it cannot be asked."""
-    line = ["scontrol", "show", "job", "-o", job]
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    pairs = [word.partition("=") for word in done.stdout.split()]
-    return {key: value for key, _, value in pairs if key in ("JobState", "Reason")}
 
 
 def _node_error(run: RunDir) -> NodeFailed | None:

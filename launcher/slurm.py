@@ -62,6 +62,24 @@ def submit_chain(
     return jobs
 
 
+def job_state(job: str) -> dict[str, str]:
+    """Return JobState and Reason of a job from scontrol, {} where it cannot be asked."""
+    done = scontrol("show", "job", "-o", job)
+    if done.returncode:
+        return {}
+    pairs = [word.partition("=") for word in done.stdout.split()]
+    return {key: value for key, _, value in pairs if key in ("JobState", "Reason")}
+
+
+def scontrol(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Ask the controller from within a job; where there is no answer the exit code is not 0."""
+    line = ["scontrol", *words]
+    try:
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(line, 1, "", str(error))
+
+
 def _client(*words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(

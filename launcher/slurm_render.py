@@ -29,7 +29,9 @@ _REQUIRED = {
     r"^[^#]*\bjob begin\b": "`launcher job begin`: budgets would not be kept",
     r"^[^#]*\bjob end\b": "`launcher job end`: a failed run would not be told from a completed one",
 }
-_REQUEUE = {r"^[^#]*\bscontrol requeue\b": "the requeue block: the job would not go on by itself"}
+_REQUEUE = {
+    r"^[^#]*\b(scontrol|job) requeue\b": "the requeue block: the job would not go on by itself",
+}
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,16 @@ class Cluster:
             daemon.kill()  # it may have been about to enter the namespace
             daemon.wait()
 
+    def stop_controller(self) -> None:
+        """End slurmctld, as an upgrade or a move to another machine does; jobs run on."""
+        daemon = self.daemons["ctl"].pop()
+        daemon.terminate()
+        daemon.wait()
+
+    def start_controller(self) -> None:
+        """Start slurmctld; it reads its state and answers some seconds later."""
+        self.start("ctl", "slurmctld", "-D")
+
     def start_node(self, node: str, timeout_s: float = 60) -> None:
         """Start slurmd and wait until the controller counts the node as up."""
         self.start(node, "slurmd", "-D", "-N", node)
@@ -196,7 +206,7 @@ def slurm_cluster(
         cluster.start("ctl", "munged", "-F", "-f", *files)
         cluster.until((folder / "munge.sock").exists, "munged listens", 30)
         cluster.prepare()
-        cluster.start("ctl", "slurmctld", "-D")
+        cluster.start_controller()
         for node in names:
             cluster.start_node(node)
         yield cluster

@@ -150,6 +150,23 @@ def test_a_time_limit_is_lived_through(cluster: Cluster, tmp_path: Path, undistu
     check_same(job, undisturbed)
 
 
+def test_a_controller_that_is_away_when_a_job_wants_to_go_on_is_waited_for(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = in_mid_epoch(two_nodes(cluster, tmp_path))
+    cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
+    cluster.stop_controller()
+    try:  # scontrol itself waits out some seconds
+        wait_for(lambda: "scontrol requeue failed, and is tried again" in job.said, timeout_s=90)
+        assert job.result["state"] == "stopped"
+    finally:
+        cluster.start_controller()
+    wait_for(lambda: len(job.attempts) == 2, timeout_s=90)
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["timeout", "completed"]
+    check_same(job, undisturbed)
+
+
 def test_a_preempted_job_goes_on_afterwards(
     cluster: Cluster, tmp_path: Path, undisturbed: Run
 ) -> None:
