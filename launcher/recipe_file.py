@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from launcher.errors import RecipeError, did_you_mean
 from launcher.recipe import Recipe, missing_methods
+from launcher.recipe_source import Source, package
 from launcher.run_dir import assets
 
 
@@ -46,7 +47,7 @@ def find(name_or_path: str) -> RecipeFile:
 def one_line(file: RecipeFile) -> str:
     """Return the first line of the docstring of the recipe, or of its file; '' without any."""
     tree = _parse(file)
-    family = _recipe_family(tree)
+    family = _recipe_family(tree, _source(file, tree))
     text = (family and ast.get_docstring(family[-1])) or ast.get_docstring(tree) or ""
     return text.partition("\n")[0]
 
@@ -61,10 +62,12 @@ def outline(file: RecipeFile) -> type[Recipe]:
     Raises RecipeError for a syntax error, no recipe or two, or a missing method.
     """
     tree = _parse(file)
-    family = _recipe_family(tree)
+    source = _source(file, tree)
+    source.refuse_script()
+    family = _recipe_family(tree, source)
     if not family or any(map(_checks_itself, family)) or not all(map(_only_names, tree.body)):
         return load(file)
-    module = _module(file)
+    module = _module(file, tree)
     vars(module)["Recipe"] = Recipe
     try:
         for statement in tree.body:
@@ -79,16 +82,16 @@ def outline(file: RecipeFile) -> type[Recipe]:
 
 
 def load(file: RecipeFile) -> type[Recipe]:
-    """Run a recipe file and return its recipe class; the folder of the file is importable.
+    """Run a recipe file and return its recipe class.
 
-    Raises RecipeError for a syntax error, an error while it runs, no recipe or two, or a
-    missing method.
+    It may import what is in the folder of its package, else in its own, then what is in the
+    current folder. Raises RecipeError for a syntax error, an error while it runs, no recipe or
+    two, or a missing method.
     """
-    _parse(file)
-    folder = str(file.path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    module = _module(file)
+    tree = _parse(file)
+    _source(file, tree).refuse_script()
+    sys.path[:] = _search_path(file, tree)
+    module = _module(file, tree)
     try:
         exec(compile(file.source, str(file.path), "exec"), vars(module))  # noqa: S102  # the user's own program
     except RecipeError:
@@ -119,13 +122,27 @@ def _parse(file: RecipeFile) -> ast.Module:
         ) from error
 
 
-def _recipe_family(tree: ast.Module) -> list[ast.ClassDef]:
+def _source(file: RecipeFile, tree: ast.Module) -> Source:
+    return Source(file.path, tree, [Path(folder) for folder in _search_path(file, tree)])
+
+
+def _search_path(file: RecipeFile, tree: ast.Module) -> list[str]:
+    """Return `sys.path` with what a recipe may import from: the same for all commands.
+
+    Its own folder comes last where it is in a package: modules there may have any name.
+    """
+    above, _ = package(file.path, tree)
+    first = [folder for folder in (str(above), str(Path.cwd())) if folder not in sys.path]
+    return list(dict.fromkeys([*first, *sys.path, str(file.path.parent)]))
+
+
+def _recipe_family(tree: ast.Module, source: Source) -> list[ast.ClassDef]:
     """Return the classes of a file that inherit from `Recipe`, directly or through each other."""
     family: dict[str, ast.ClassDef] = {}
     for statement in tree.body:
         if isinstance(statement, ast.ClassDef):
             bases = {ast.unparse(base).rpartition(".")[2] for base in statement.bases}
-            if bases & {"Recipe", *family}:
+            if bases & {"Recipe", *family} and source.is_recipe(statement):
                 family[statement.name] = statement
     return list(family.values())
 
@@ -163,10 +180,11 @@ def _checked(module: ModuleType, file: RecipeFile) -> type[Recipe]:
     return recipe_type
 
 
-def _module(file: RecipeFile) -> ModuleType:
+def _module(file: RecipeFile, tree: ast.Module) -> ModuleType:
     """Return an empty module for a recipe, known to `sys.modules` so that types resolve."""
     module = ModuleType(f"recipe_{file.name}")
     module.__file__ = str(file.path)
+    _, module.__package__ = package(file.path, tree)
     sys.modules[module.__name__] = module
     return module
 
@@ -190,7 +208,7 @@ def _checks_itself(statement: ast.ClassDef) -> bool:
 def _is_standard_import(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Import):
         return all(a.name.partition(".")[0] in sys.stdlib_module_names for a in statement.names)
-    if isinstance(statement, ast.ImportFrom):
+    if isinstance(statement, ast.ImportFrom) and not statement.level:
         return (statement.module or "").partition(".")[0] in sys.stdlib_module_names
     return False
 

@@ -27,7 +27,7 @@ FILES = {
     "two.py": TOP + RECIPE + RECIPE.replace("Mine", "Other"),
     "broken.py": "x = 1\ny = = 2\n",
     "lacking.py": TOP + RECIPE.replace("def loss", "def loose"),
-    "failing.py": TOP + "1 / 0\n",
+    "failing.py": TOP + "1 / 0\n" + RECIPE,
     "taken/config.json": "{}",
     "list.json": "[]",
     "wrong.json": '{"recipe": "digits", "hyperparameters": {"epochs": "many"}}',

@@ -20,6 +20,7 @@ FLOOR = {
     "recipe",
     "hyperparameters",
     "recipe_file",
+    "recipe_source",
     "config",
     "record",
     "processes",

@@ -248,7 +248,7 @@ def test_a_broken_file_is_refused_by_its_outline_in_the_same_words(
 
 
 def test_the_line_that_fails_is_named(tmp_path: Path) -> None:
-    file = written(tmp_path, f"{TOP}\n\nx = 1 / 0\n")
+    file = written(tmp_path, f"{TOP}\n\nx = 1 / 0\n{RECIPE}")
     with pytest.raises(RecipeError, match="ZeroDivisionError: division by zero") as caught:
         load(file)
     assert caught.value.hint == f"{file.path}, line 5"
