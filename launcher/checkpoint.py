@@ -20,6 +20,7 @@ from launcher import checkpoint_files as files
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import unwrapped
 from launcher.errors import BadInput
+from launcher.made import Made, refuse_other_schedule, with_changes
 from launcher.mark import Marker
 from launcher.metrics import Totals
 from launcher.run_dir import RunDir
@@ -106,6 +107,7 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
     """
     scheduler = training.scheduler
     return {
+        "made": _plain(training.made),
         "optimizer": _plain(_host_copy(training.optimizer.state_dict())),
         "scheduler": _plain(copy.deepcopy(scheduler.state_dict())) if scheduler else None,
         "average": _host_copy(training.average.weights) if training.average else None,
@@ -122,13 +124,15 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
     Raises BadInput for a checkpoint that holds code or does not fit the recipe.
     """
     state = _load_safely(checkpoint.path / files.TRAINING)
+    made = state.get("made") or _made_of_old(training, state)
+    refuse_other_schedule(made, training.made, training.scheduler)
     try:
         load_model(training.model, checkpoint.path)
         if training.average:
             training.average.load(state.get("average"))
         for name, buffer in _unsaved_buffers(unwrapped(training.model)).items():
             buffer.copy_(state["buffers"][name])
-        _load_optimizer(training.optimizer, state["optimizer"])
+        _load_optimizer(training.optimizer, state["optimizer"], made, training.made)
         if training.scheduler and state["scheduler"] is not None:
             training.scheduler.load_state_dict(state["scheduler"])
     except (ValueError, RuntimeError, KeyError) as error:
@@ -142,11 +146,17 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
     return int(state["rows"])
 
 
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load what an optimizer knows; how it computes stays as it was made."""
-    for saved, made in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        saved.update({name: made[name] for name in ("fused", "foreach") if name in made})
-    optimizer.load_state_dict(state)
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], made: Made, now: Made) -> None:
+    """Load what an optimizer knows; options that were changed are as they are made now."""
+    groups = with_changes(saved["param_groups"], made, now)
+    optimizer.load_state_dict(saved | {"param_groups": groups})
+
+
+def _made_of_old(training: Training, state: dict[str, Any]) -> Made:
+    """Return what a checkpoint of old was made with, as far as it tells: no schedule moved it."""
+    if training.scheduler:
+        return training.made
+    return training.made | {"groups": state["optimizer"]["param_groups"]}
 
 
 def load_model(model: torch.nn.Module, folder: Path) -> None:

@@ -24,7 +24,7 @@ from launcher.gpus import gpus, shared
 from launcher.mirror import PATIENCE_S, Mirror
 from launcher.processes import PARENT, cores
 from launcher.record import write_result
-from launcher.run_dir import RunDir, write_json
+from launcher.run_dir import RunDir, write_bytes, write_json
 from launcher.supervise import HangWatch, Supervisor
 from launcher.verdict import verdict
 from launcher.wandb_run import Ending
@@ -178,9 +178,7 @@ def launch(job: Launch) -> None:
     started = time.time()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         told = job.resumed or job.spec.read_config()
-        if job.resumed and not job.managed:
-            write_json(job.run.config, job.resumed)
-            job.run.result.unlink(missing_ok=True)  # how the last session ended
+        before = _go_on(job) if job.resumed and not job.managed else {}
         mirrored = job.nodes.node_rank == 0 and not told.get("test")
         mirror = Mirror.of(job.run) if mirrored else None
         error = _attempts(job, told)
@@ -190,8 +188,28 @@ def launch(job: Launch) -> None:
             mirror.close(_ending(error), _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
         if isinstance(error, BadInput) and not job.resumed:
             job.spec.remove()  # where nothing was trained, nothing is left
+        if isinstance(error, BadInput) and job.nodes.node_rank == 0:
+            _put_back(before)
     if error:
         raise error
+
+
+def _go_on(job: Launch) -> dict[Path, bytes | None]:
+    """Note what a run goes on with; returns the files that say how it was, and their contents."""
+    files = (job.run.config, job.run.result)
+    before = {path: path.read_bytes() if path.exists() else None for path in files}
+    write_json(job.run.config, job.resumed or {})
+    job.run.result.unlink(missing_ok=True)  # how the last session ended
+    return before
+
+
+def _put_back(before: Mapping[Path, bytes | None]) -> None:
+    """Have files say what they said: a run that was refused is still what it was."""
+    for path, content in before.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_bytes(path, content)
 
 
 def _ending(error: LauncherError | None) -> Ending | None:

@@ -13,6 +13,7 @@ from launcher.averaging import Average
 from launcher.context import Context
 from launcher.data import Loader
 from launcher.faults import Pulse, StopRequest
+from launcher.made import Made
 from launcher.mark import Marker
 from launcher.metrics import Sums, Totals
 from launcher.recipe import Recipe
@@ -77,6 +78,7 @@ class Training:
     measured: Measured = field(default_factory=Measured)
     progress: Progress = field(default_factory=Progress)
     average: Average | None = None
+    made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
     profiler: profile | None = None
     most_steps: int | None = None  # of each loop, for debugging
 

@@ -17,6 +17,7 @@ from launcher.errors import RecipeError, Stopped
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure
 from launcher.loops import checkpoint, test_loop, train_loop
+from launcher.made import as_made
 from launcher.prepare import prepare
 from launcher.profiling import profiling
 from launcher.recipe import Recipe
@@ -35,6 +36,8 @@ def resume(training: Training, run: RunDir) -> int:
     Returns how many rows of metrics.jsonl belong to it, 0 for a run that starts from scratch.
     """
     context = training.context
+    steps = training.recipe.epochs * training.train_loader.sampler.steps
+    training.made = as_made(training.optimizer, training.scheduler, steps)
     found: Checkpoint | None = None
     if context.rank == 0:
         checkpoint_files.clean(run.checkpoints)
@@ -51,8 +54,9 @@ def resume(training: Training, run: RunDir) -> int:
 
 def _refuse_too_short(training: Training) -> None:
     """Raise RecipeError for a scheduler that was made for fewer epochs than are asked for now."""
-    length = getattr(training.scheduler, "total_steps", None)
-    if length and length < training.recipe.epochs * training.train_loader.sampler.steps:
+    length, progress = getattr(training.scheduler, "total_steps", None), training.progress
+    left = (training.recipe.epochs - progress.epoch) * training.train_loader.sampler.steps
+    if length and length < progress.step - progress.steps_into_epoch + left:
         raise RecipeError(
             f"the scheduler of this run ends after {length} steps: it cannot be extended",
             hint="start a new run with more epochs",

@@ -8,6 +8,7 @@ from torch import nn
 
 from launcher.checkpoint import _load_optimizer
 from launcher.errors import RecipeError
+from launcher.made import as_made
 from launcher.prepare import _fuse
 
 
@@ -44,7 +45,8 @@ def test_how_an_optimizer_computes_is_not_taken_from_a_checkpoint(
     saved = torch.optim.Adam(weights(), lr=0.1, fused=before)
     stepped(saved, 3)
     loaded = torch.optim.Adam(weights(), lr=0.5, fused=after)
-    _load_optimizer(loaded, saved.state_dict())
+    made, now = as_made(saved, None, 9), as_made(loaded, None, 9)
+    _load_optimizer(loaded, saved.state_dict(), made | {"groups": now["groups"]}, now)
     [group] = loaded.param_groups
     assert (group["lr"], group["fused"]) == (0.1, after)
     assert int(loaded.state[group["params"][0]]["step"]) == 3
