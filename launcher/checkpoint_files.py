@@ -18,6 +18,7 @@ from typing import Any
 from launcher.run_dir import read_json, sync
 
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
+_HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
 MODEL = "model.safetensors"
 TRAINING = "training.pt"
 
@@ -142,7 +143,8 @@ def prune(folder: Path, keep_last: int, keep_best: int) -> None:
 def clean(folder: Path) -> None:
     """Delete what a killed process left half written or half deleted."""
     for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if _HALF.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

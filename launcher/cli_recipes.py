@@ -5,9 +5,9 @@ from pathlib import Path
 import click
 
 from launcher.errors import BadInput
+from launcher.files import make_folders, remove_empty
 from launcher.hyperparameters import table
 from launcher.recipe_file import bundled, find, one_line, outline
-from launcher.run_dir import write_text
 
 
 @click.group(invoke_without_command=True)
@@ -36,11 +36,15 @@ def show(recipe: str) -> None:
 def copy(recipe: str, target: Path) -> None:
     """Copy RECIPE to FILE, for you to edit."""
     file = find(recipe)
-    if target.exists():
-        raise BadInput(f"`{target}` exists", hint="give another name; nothing was overwritten")
+    made: list[Path] = []
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, file.source)
+        made = make_folders(target.parent)
+        with target.open("x", encoding="utf-8", newline="") as copied:
+            copied.write(file.source)
+    except FileExistsError as error:
+        hint = "give another name; nothing was overwritten"
+        raise BadInput(f"`{target}` exists", hint=hint) from error
     except OSError as error:
+        remove_empty(made)
         raise BadInput(f"`{target}` cannot be written: {error.strerror}") from error
     click.echo(f"copied; train it with: launcher run {target}")

@@ -148,8 +148,10 @@ def run(
     config_json = describe_run(
         file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu, tracking=tracked
     )
-    spec.create(config_json | ({"profile": True} if profile else {}), file.source)
-    launch(Launch(folder, spec, nodes, ctx.args, max_restarts))
+    if node_rank:
+        folder.refuse_foreign()
+    new = spec.create(config_json | ({"profile": True} if profile else {}), file.source)
+    launch(Launch(folder, spec, nodes, ctx.args, max_restarts, made=new))
 
 
 @click.command()

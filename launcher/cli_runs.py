@@ -13,6 +13,7 @@ from launcher.resume import check_is_run
 from launcher.run_dir import RunDir, write_text
 from launcher.runs import RunSummary, age, differences, find_runs, rows_of, summary, word
 
+_GENERATOR = b'content="launcher report"'  # in the head of each page that is written
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _COLOURS = {"running": "cyan", "completed": "green", "stopped": "yellow", "new": "dim"}
 
@@ -61,6 +62,7 @@ def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     shown = [(summary(folder), rows_of(RunDir(folder))) for folder in folders]
     target = output or (run_dirs[0] if len(folders) == 1 else Path()) / "report.html"
     try:
+        _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page(shown, time.time()))
     except OSError as error:
@@ -71,6 +73,17 @@ def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     for run, rows in shown:
         if not rows:
             click.echo(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise BadInput where a file is there that is no page of ours: only those are renewed."""
+    if target.is_file():
+        with target.open("rb") as file:
+            if _GENERATOR in file.read(1000):
+                return
+    if target.exists():
+        hint = "name another with --output; nothing was overwritten"
+        raise BadInput(f"`{target}` exists, and is no page of `launcher report`", hint=hint)
 
 
 def _summaries(folder: Path) -> list[RunSummary]:

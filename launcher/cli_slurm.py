@@ -89,7 +89,8 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     The options come from the command line, else from the site profile. `--grid` makes an array of
     runs, one for each combination of values.
     """
-    from launcher import submit as submission  # noqa: PLC0415  # brings Jinja, which is not light
+    from launcher import slurm_shown  # noqa: PLC0415  # brings Jinja, which is not light
+    from launcher import submit as submission  # noqa: PLC0415
 
     if options["follow"] and (options["grid"] or options["as_json"]):
         raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
@@ -100,8 +101,8 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
         click.secho(f"warning: {warning}", fg="yellow", err=True)
     if options["dry_run"]:
         submission.check(plan, queue=False)
-        as_json = json.dumps(submission.as_json(plan)) if options["as_json"] else None
-        click.echo(as_json or submission.shown(plan))
+        as_json = json.dumps(slurm_shown.as_json(plan)) if options["as_json"] else None
+        click.echo(as_json or slurm_shown.shown(plan))
         return
     submission.check(plan, queue=not options["local"])
     folder = submission.make(plan)

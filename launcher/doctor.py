@@ -5,7 +5,6 @@ those of a run (see `launcher.probe`).
 """
 
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 from launcher.checks import CLOCKS_S, Check, node_checks, wandb
 from launcher.errors import BadInput, NodeFailed
+from launcher.files import make_folders, remove_empty
 from launcher.gpus import gpus
 from launcher.launch import Nodes, command, environment
 from launcher.processes import kill_tree
@@ -178,14 +178,12 @@ def vet(run: RunDir, nodes: Nodes, node: str) -> None:
 
 @contextmanager
 def there(folder: Path) -> Iterator[None]:
-    """Have a folder for as long as it is needed, where there is none; only `folder` is made."""
-    new = not folder.exists()
+    """Have a folder for as long as it is needed; what somebody puts there meanwhile keeps it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        made = make_folders(folder)
     except OSError as error:
         raise BadInput(f"`{folder}` cannot be made: {error.strerror}") from error
     try:
         yield
     finally:
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
+        remove_empty(made)

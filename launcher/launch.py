@@ -164,6 +164,7 @@ class Launch:
     extra: Sequence[str] = ()  # for `accelerate launch`
     max_restarts: int = 0
     resumed: Mapping[str, Any] | None = None  # what a run that exists goes on with
+    made: Sequence[Path] | None = None  # folders made for a run that is new
     managed: bool = False  # by a SLURM job, which judges and notes how all machines ended
 
     @property
@@ -186,8 +187,8 @@ def launch(job: Launch) -> None:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
         if mirror:
             mirror.close(_ending(error), _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
-        if isinstance(error, BadInput) and not job.resumed:
-            job.spec.remove()  # where nothing was trained, nothing is left
+        if isinstance(error, BadInput) and job.made is not None:
+            job.spec.remove(job.made)  # where nothing was trained, nothing is left
         if isinstance(error, BadInput) and job.nodes.node_rank == 0:
             _put_back(before)
     if error:

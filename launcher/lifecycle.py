@@ -252,8 +252,8 @@ def _wait_for_lock(run: RunDir) -> None:
 
 def _forget_last_end(run: RunDir) -> None:
     """Delete what tells how the last attempt ended: this one may die before it writes anything."""
-    for pattern in ("rank-*.json", "rank-*.mark", "node-*-exits.json", "node-*-error.json"):
-        for path in run.logs.glob(pattern):
+    for path in run.process_files():
+        if path.suffix != ".log":
             path.unlink(missing_ok=True)
     run.result.unlink(missing_ok=True)
 

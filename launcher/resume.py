@@ -95,7 +95,7 @@ def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launc
         scratch = RunDir(Path(folder))
         kept = _kept(checkpoint, scratch.path)
         configured |= {"test": str(kept)}
-        scratch.create(configured, recipe_of(run).source)
+        scratch.fill(configured, recipe_of(run).source)
         yield Launch(scratch, scratch, nodes, resumed=configured)
 
 

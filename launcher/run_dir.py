@@ -2,14 +2,19 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunDirError
+from launcher.files import make_folders, remove_empty
+
+_CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
+_OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
+_OF_A_PROCESS = re.compile(r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|\.log)")
 
 
 @dataclass(frozen=True)
@@ -106,51 +111,91 @@ class RunDir:
         """What was wrong with one node, where no rank was the cause."""
         return self.logs / f"node-{node_rank}-error.json"
 
-    def create(self, config: Mapping[str, Any], recipe_source: str) -> None:
-        """Make the folder with its recipe and configuration.
+    def create(self, config: Mapping[str, Any], recipe_source: str) -> list[Path]:
+        """Make the run in a folder that is new or empty; returns the folders that were made.
 
-        Raises RunDirError when it already holds a run or cannot be written.
+        Raises RunDirError where the folder holds anything, or cannot be written; then it is as it
+        was.
         """
-        taken = RunDirError(
-            f"`{self.path}` already holds a run",
-            hint="give another --run-dir, or none to have one made",
-        )
+        made: list[Path] = []
         try:
-            if self.config.exists() or self.metrics.exists() or self.result.exists():
-                raise taken
-            self.logs.mkdir(parents=True, exist_ok=True)
-            # Of two runs at once, one gets the folder, and only its recipe gets into it.
-            with written(self.recipe) as recipe:
-                recipe.write_bytes(recipe_source.encode())
-                try:
-                    _write_new_json(self.config, config)
-                except FileExistsError as error:
-                    raise taken from error
-        except OSError as error:
+            made = make_folders(self.path)
+            with self._being_made():
+                made = make_folders(self.logs) + made
+                self.fill(config, recipe_source)
+        except BaseException as error:
+            remove_empty(made)
+            if not isinstance(error, OSError):
+                raise
             raise RunDirError(
                 f"run directory `{self.path}` cannot be written: {error.strerror}",
                 hint="give a folder that you may write with --run-dir",
             ) from error
+        return made
 
-    def remove(self) -> None:
-        """Delete a run that never trained: its own files, and folders only where they are empty.
+    def fill(self, config: Mapping[str, Any], recipe_source: str) -> None:
+        """Write recipe and configuration into a folder that this process has made."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with written(self.recipe) as recipe:  # both or none
+            recipe.write_bytes(recipe_source.encode())
+            write_json(self.config, config)
 
-        A run that has reported anything, or has a checkpoint, stays as it is.
+    @contextmanager
+    def _being_made(self) -> Iterator[None]:
+        """Have the folder for this process alone; raises RunDirError where somebody has it."""
+        taken = RunDirError(
+            f"`{self.path}` already holds a run",
+            hint="give another --run-dir, or none to have one made",
+        )
+        claim = self.path / _CLAIM
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise taken from error
+        try:
+            if self.config.exists() or self.metrics.exists() or self.result.exists():
+                raise taken
+            self.refuse_foreign()
+            yield
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def refuse_foreign(self) -> None:
+        """Raise RunDirError where the folder holds something, and that is no run.
+
+        The other machines of a run may have been here first: what they note is in `logs`.
+        """
+        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if self.config.name in names:
+            return
+        inner = self.logs.iterdir() if self.logs.is_dir() else []
+        if all(_OF_A_NODE.fullmatch(entry.name) for entry in inner):
+            names.discard(self.logs.name)
+        if foreign := sorted(names - {_CLAIM}):
+            shown = ", ".join(foreign[:3]) + (", ..." if foreign[3:] else "")
+            raise RunDirError(
+                f"`{self.path}` is not empty: there is {shown}",
+                hint="a run has a folder to itself: give --run-dir one that is new or empty",
+            )
+
+    def remove(self, made: Iterable[Path]) -> None:
+        """Delete a run that this process created, and that never trained: its own files.
+
+        Of folders only those that were `made`, where they are empty. A run that has reported
+        anything, or has a checkpoint, stays as it is.
         """
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
-        own = [self.recipe, self.config, self.metrics, self.result, self.lock]
-        own += [self.snapshot_diff, self.wandb_log, self.path / "report.html"]
-        own += [*self.logs.glob("rank-*"), *self.logs.glob("node-*.*")]
-        with suppress(OSError):  # a name of ours that is somebody's folder stays
-            for file in own:
-                file.unlink(missing_ok=True)
-            shutil.rmtree(self.snapshot, ignore_errors=True)
-        folders = [self.checkpoints, self.logs, self.path]
-        folders += [self.path.parent] if self.path.parent.name == "runs" else []
-        for folder in folders:
-            with suppress(OSError):  # it is not empty: what is in it is not ours
-                folder.rmdir()
+        own = [self.recipe, self.config, self.metrics, self.result, self.lock, self.wandb_log]
+        for file in [*own, *self.process_files()]:
+            with suppress(OSError):  # a name of ours that is somebody's folder stays
+                file.unlink()
+        remove_empty([self.checkpoints, *made])
+
+    def process_files(self) -> list[Path]:
+        """Return what the processes of all machines have left in `logs`."""
+        there = self.logs.iterdir() if self.logs.is_dir() else []
+        return [path for path in there if _OF_A_PROCESS.fullmatch(path.name)]
 
     def read_config(self) -> dict[str, Any]:
         """Return config.json; raises RunDirError when there is none that can be read."""
@@ -194,17 +239,6 @@ def _json_object(text: str) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _write_new_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically where there is no file; raises FileExistsError."""
-    beside = path.with_name(f".new-{path.name}.{os.getpid()}.tmp")
-    write_json(beside, value)
-    try:
-        path.hardlink_to(beside)  # unlike a rename, a link fails where the name is taken
-        sync(path.parent)
-    finally:
-        beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from launcher import config, lock, wandb_run
 from launcher.context import Context
-from launcher.errors import LauncherError, RecipeError, Stopped, TrainingFailed
+from launcher.errors import LauncherError, RecipeError, RunDirError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.hyperparameters import configure, split_overrides, table
 from launcher.mirror import Mirror
@@ -91,6 +91,7 @@ def _run_as_script(
     """Make the run directory on rank 0 and train; collective. Returns the exit code."""
     run = RunDir(Path(context.gather(str(run_path or config.new_run_path(file.name)))[0]))
     error: LauncherError | None = None
+    made: list[Path] = []
     if context.rank == 0:
         nodes = context.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         description = config.describe(
@@ -101,12 +102,16 @@ def _run_as_script(
             tracking=wandb_run.tracking(file.name),
         )
         try:
-            run.create(description, file.source)
+            made = run.create(description, file.source)
         except LauncherError as caught:
             error = caught
             print(f"error: {caught}", file=sys.stderr)
     if context.agree(error is not None):
         return error.exit_code if error else 1
+    if context.agree(_is_foreign(run, context)):
+        if context.rank == 0:
+            run.remove(made)
+        return RunDirError.exit_code
     record, started = Record.started(context.rank), time.time()
     with lock.held(run) if context.rank == 0 else nullcontext():
         mirror = Mirror.of(run) if context.rank == 0 else None
@@ -117,8 +122,23 @@ def _run_as_script(
         if mirror:
             mirror.close(None if record.users_mistake else ENDINGS[record.state])
         if record.users_mistake and context.rank == 0:
-            run.remove()
+            run.remove(made)
     return code
+
+
+def _is_foreign(run: RunDir, context: Context) -> bool:
+    """Whether a machine that does not see rank 0's run directory has something else in its place.
+
+    The first process of each machine looks, and says what there is.
+    """
+    if context.rank == 0 or os.environ.get("LOCAL_RANK") != "0":
+        return False
+    try:
+        run.refuse_foreign()
+    except RunDirError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return True
+    return False
 
 
 def _say_how_it_ended(record: Record, run: RunDir, context: Context, seconds: float) -> None:

@@ -9,6 +9,14 @@ from pathlib import Path
 from launcher.errors import BadInput, LauncherError
 from launcher.slurm_job import Job, SlurmFolder
 
+# Words of a client that has lost the controller after asking: the job may be in the queue.
+_UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Unexpected message received")
+_ASK_FIRST = "it may have taken the job all the same: `squeue --me` tells; RUN_DIR stays"
+
+
+class RefusedError(LauncherError):
+    """SLURM has said no: nothing of what was asked is queued."""
+
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return what the client commands and the job get of an environment.
@@ -43,10 +51,16 @@ def check_accepted(script: str) -> str:
 
 
 def submit(script: Path, *options: str) -> str:
-    """Submit a batch script; returns the job's id. Raises LauncherError with sbatch's words."""
+    """Submit a batch script; returns the job's id.
+
+    Raises RefusedError with sbatch's words, LauncherError where nobody knows what it has done.
+    """
     done = _client("sbatch", "--parsable", *options, str(script))
     if done.returncode:
-        raise LauncherError(f"sbatch failed: {_said(done)}")
+        failed = f"sbatch failed: {_said(done)}"
+        if any(words in done.stderr for words in _UNANSWERED):
+            raise LauncherError(failed, hint=_ASK_FIRST)
+        raise RefusedError(failed)
     return done.stdout.strip().split(";")[0]
 
 
@@ -98,7 +112,9 @@ def _client(*words: str, stdin: str | None = None) -> "subprocess.CompletedProce
             "--dry-run shows them",
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise LauncherError(f"`{words[0]}` has not answered for two minutes") from error
+        raise LauncherError(
+            f"`{words[0]}` has not answered for two minutes", hint=_ASK_FIRST
+        ) from error
 
 
 def _said(done: "subprocess.CompletedProcess[str]") -> str:

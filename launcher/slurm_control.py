@@ -86,7 +86,7 @@ def resubmit(path: Path, options: Mapping[str, str], budgets: Mapping[str, int])
         write_json(one.job, _asked_now(was, options, budgets))
     try:
         return _submit(folder, asked, told, left)
-    except BaseException:
+    except (BadInput, slurm.RefusedError):
         if folder.jobs() == jobs:  # nothing of it was submitted
             for one, was in before.items():
                 write_json(one.job, was)

@@ -16,13 +16,14 @@ import stat
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from launcher.errors import BadInput, RunDirError
+from launcher.files import make_new_folder, remove_empty
 from launcher.run_dir import RunDir, read_json, sync, write_bytes
 from launcher.slurm_job import SlurmFolder
 
@@ -247,19 +248,20 @@ def _check_size(sizes: dict[str, int], links: list[str]) -> None:
 @contextmanager
 def _made(run: RunDir) -> Iterator[Path]:
     """Give a folder to fill; it becomes the snapshot when that is done, and nothing before."""
-    if run.snapshot.exists():
+    if run.snapshot.exists() or run.snapshot_diff.exists():
         raise RunDirError(f"`{run.path}` already has a snapshot")
     beside = run.snapshot.with_name(f".{run.snapshot.name}.{os.getpid()}.tmp")
+    made: list[Path] = []
     try:
-        beside.mkdir(parents=True)
+        made = make_new_folder(beside)
         yield beside
         beside.rename(run.snapshot)
         sync(run.path)
     except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        run.snapshot_diff.unlink(missing_ok=True)
-        with suppress(OSError):  # it is not empty: it was there before
-            run.path.rmdir()
+        if made:
+            shutil.rmtree(beside, ignore_errors=True)
+            run.snapshot_diff.unlink(missing_ok=True)
+        remove_empty(made)
         if isinstance(error, OSError):
             what = f"the code cannot be copied to `{run.snapshot}`: {error}"
             raise RunDirError(what, hint=_HINT) from error

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from launcher import slurm, slurm_profile, slurm_render, snapshot, wandb_run
 from launcher.config import describe, new_run_path
 from launcher.errors import BadInput, RunDirError
+from launcher.files import make_new_folder, remove_empty
 from launcher.hyperparameters import configure, split_overrides
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, outline
@@ -139,55 +140,29 @@ def _add_consequences(settings: dict[str, Setting], nproc: int, *, cpu: bool) ->
         raise BadInput(f"sbatch's --signal={value} does not stop a run ({source})", hint=hint)
 
 
-def shown(plan: Plan) -> str:
-    """Return the scripts and where values come from, for people."""
-    rows = [(name, *setting) for name, setting in sorted(plan.settings.items())]
-    rows.append(("nproc", str(plan.request.nproc), "processes on each node"))
-    rows.append(("profile", plan.wishes.profile, plan.request.profile.source))
-    for name, path in slurm_render.sources(plan.templates).items():
-        rows.append(("template", name, str(path)))
-    widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    table = [f"# {n:<{widths[0]}}  {v:<{widths[1]}}  {source}" for n, v, source in rows]
-    batch, node = plan.scripts
-    files = f"\n# {plan.request.folder.batch}\n{batch}\n# {plan.request.folder.node}\n{node}"
-    runs = f"# {len(plan.points)} runs in {plan.request.run_dir}"
-    return "\n".join([*table, runs, files])
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """Return what a submission will do, for programs."""
-    batch, node = plan.scripts
-    return {
-        "run_dirs": [str(point.run.path) for point in plan.points],
-        "options": {name: setting._asdict() for name, setting in plan.settings.items()},
-        "nproc": plan.request.nproc,
-        "batch": batch,
-        "node": node,
-    }
-
-
 def check(plan: Plan, *, queue: bool = True) -> str:
     """Check all that can be checked before anything is written; returns what SLURM says of it."""
     for name, script in zip(("batch script", "node script"), plan.scripts, strict=True):
         slurm.check_syntax(script, name)
     if plan.request.run_dir.exists():
-        hint = "give another --run-dir, or none to have one made"
-        raise RunDirError(f"`{plan.request.run_dir}` exists", hint=hint)
+        raise _taken(plan.request.run_dir)
     if not Path(plan.request.python).is_file():
         raise BadInput(f"there is no interpreter {plan.request.python}")
     return slurm.check_accepted(plan.scripts.batch) if queue else ""
 
 
 def make(plan: Plan) -> SlurmFolder:
-    """Make the run directories with code, scripts and `job.json`; after an error there are none."""
-    folder = plan.request.folder
+    """Make the run directories with code, scripts and `job.json`; after an error there are none.
+
+    Raises RunDirError where the folder is there already, or cannot be written.
+    """
+    folder, made = plan.request.folder, _claimed(plan.request.run_dir)
     try:
-        plan.request.run_dir.mkdir(parents=True)
         folder.path.mkdir()
         request, facts = _snapshot(plan)
         shared = _config(plan) | facts
         for task, point in enumerate(plan.points):
-            point.run.create(shared | _own_config(plan, point.recipe), plan.file.source)
+            point.run.fill(shared | _own_config(plan, point.recipe), plan.file.source)
             if plan.wishes.grid:
                 own = SlurmFolder.of(point.run)
                 own.path.mkdir()
@@ -196,19 +171,59 @@ def make(plan: Plan) -> SlurmFolder:
         batch, node = slurm_render.render(request, plan.templates)
         write_text(folder.node, node)
         write_text(folder.batch, batch)
-    except BaseException:
-        shutil.rmtree(plan.request.run_dir, ignore_errors=True)
+    except BaseException as error:
+        _discard(plan, made)
+        if isinstance(error, OSError):
+            raise _unwritable(plan.request.run_dir, error) from error
         raise
     return folder
 
 
+def _claimed(path: Path) -> list[Path]:
+    """Make the folder of a submission; returns the folders that were made, innermost first.
+
+    Raises RunDirError where it is there: of two submissions at once it belongs to the first.
+    """
+    try:
+        return make_new_folder(path)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _taken(path: Path) -> RunDirError:
+    hint = "give another --run-dir, or none to have one made"
+    return RunDirError(f"`{path}` exists", hint=hint)
+
+
+def _unwritable(path: Path, error: OSError) -> RunDirError:
+    hint = "give a folder that you may write with --run-dir"
+    return RunDirError(f"run directory `{path}` cannot be written: {error}", hint=hint)
+
+
+def _discard(plan: Plan, made: Sequence[Path]) -> None:
+    """Remove what `make` has written, and the folders that it `made` where nothing else is in."""
+    whole = RunDir(plan.request.run_dir)
+    for run in (*(point.run for point in plan.points), whole):
+        shutil.rmtree(SlurmFolder.of(run).path, ignore_errors=True)
+        run.remove([run.logs, run.path])
+    shutil.rmtree(whole.snapshot, ignore_errors=True)
+    whole.snapshot_diff.unlink(missing_ok=True)
+    remove_empty(made)
+
+
 def submit(plan: Plan, folder: SlurmFolder) -> list[Job]:
-    """Hand the job to SLURM, and the rest of its chain, each to start after the one before."""
+    """Hand the job to SLURM, and the rest of its chain, each to start after the one before.
+
+    Where SLURM refuses the first, nothing is left of what `make` has made; where nobody knows
+    whether it took it, all of it stays.
+    """
     try:
         return slurm.submit_chain(folder, folder.batch, [], plan.wishes.chain or 1)
-    except BaseException:
+    except (BadInput, slurm.RefusedError):
         if not folder.jobs():
-            shutil.rmtree(plan.request.run_dir, ignore_errors=True)
+            _discard(plan, [plan.request.run_dir])
         raise
 
 

@@ -129,8 +129,13 @@ class Session:
         return False
 
     def supersede(self) -> None:
-        """Delete what earlier offline sessions of this run recorded: this one has all of it."""
+        """Delete what earlier offline sessions of this run recorded: this one has all of it.
+
+        Only in the run directory: in a WANDB_DIR another run may have had the same WANDB_RUN_ID.
+        """
         own = Path(self._client.dir).parent
+        if not own.is_relative_to(self._run.path):
+            return
         for folder in own.parent.glob(f"offline-run-*-{self._client.id}"):
             if folder != own:
                 shutil.rmtree(folder, ignore_errors=True)

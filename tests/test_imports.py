@@ -16,6 +16,7 @@ from launcher.cli import COMMANDS
 PACKAGE = Path(launcher.__file__).parent
 FLOOR = {
     "errors",
+    "files",
     "run_dir",
     "recipe",
     "hyperparameters",
@@ -52,6 +53,7 @@ LAUNCHER_SIDE = [
     "slurm_render",
     "slurm_local",
     "submit",
+    "slurm_shown",
     "slurm_status",
     "slurm_control",
     "cli_recipes",

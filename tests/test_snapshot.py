@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from training import RECIPES
 
-from launcher import snapshot
+from launcher import snapshot, submit
 from launcher.errors import BadInput, RunDirError
 from launcher.run_dir import RunDir, write_json
 from launcher.snapshot import Snapshot
@@ -435,12 +436,16 @@ def test_a_tree_that_git_will_not_read_is_no_plain_folder(project: Path) -> None
     assert not (project / "runs" / "r").exists()
 
 
-def test_a_run_that_never_trained_takes_its_snapshot_with_it(project: Path) -> None:
-    run = RunDir(project / "runs" / "r")
-    run.create({"world_size": 1, "hyperparameters": {}}, "")
-    snapshot.take(run, project / "my.py")
-    run.remove()
-    assert not run.path.exists()
+def test_a_submission_that_is_refused_takes_its_snapshot_with_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "my.py").write_text((RECIPES / "curve.py").read_text())
+    plan = submit.plan(submit.Wishes("my.py", run_dir=Path("runs/r"), tracking="disabled"))
+    folder = submit.make(plan)
+    monkeypatch.setenv("PATH", "")  # no sbatch
+    with pytest.raises(BadInput, match="there is no `sbatch` here"):
+        submit.submit(plan, folder)
+    assert not (project / "runs" / "r").exists()
     assert (project / "data" / "big.bin").exists()  # links were removed, not followed
 
 
