@@ -24,6 +24,7 @@ from launcher.resume import (
     recipe_of,
     resumed,
     test_of,
+    where_it_began,
 )
 from launcher.run_dir import RunDir, read_config, read_json
 
@@ -194,11 +195,13 @@ def resume(
 ) -> None:
     """Continue the run in RUN_DIR from its newest valid checkpoint.
 
-    The number of processes may differ from before. `epochs=N` extends a run that has completed.
+    It goes on in the folder where it was started. The number of processes may differ from before.
+    `epochs=N` extends a run that has completed.
     Several machines must all see RUN_DIR.
     """
     folder = RunDir(run_dir.absolute())
     check_is_run(folder)
+    click.get_current_context().with_resource(where_it_began(folder))
     told = folder.read_config()
     nodes = Nodes(
         nproc=nproc or max(1, int(told["world_size"]) // nnodes),
@@ -230,6 +233,7 @@ def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: 
     folder = RunDir(run_dir.absolute())
     check_is_run(folder)
     chosen = choose(folder, checkpoint)
+    click.get_current_context().with_resource(where_it_began(folder))
     told = folder.read_config()
     nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
     check(nodes)

@@ -22,7 +22,7 @@ from launcher.errors import (
 )
 from launcher.gpus import gpus, shared
 from launcher.mirror import PATIENCE_S, Mirror
-from launcher.processes import PARENT, cores
+from launcher.processes import PARENT, cores, shown
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_bytes, write_json
 from launcher.supervise import HangWatch, Supervisor
@@ -256,7 +256,7 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     if supervisor.forced:
         return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
     if supervisor.hang:
-        hint = f"the stacks of all ranks are in {os.path.relpath(run.logs)}"
+        hint = f"the stacks of all ranks are in {shown(run.logs)}"
         return NodeFailed(supervisor.hang, hint=hint)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)
@@ -270,4 +270,4 @@ def _steps_done(job: Launch) -> int:
 
 
 def _how_to_resume(run: RunDir) -> str:
-    return f"launcher resume {os.path.relpath(run.path)}"
+    return f"launcher resume {shown(run.path)}"

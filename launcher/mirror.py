@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from launcher.processes import PARENT, kill_tree
+from launcher.processes import PARENT, kill_tree, shown
 from launcher.run_dir import RunDir, read_json
 from launcher.wandb_run import Ending, Mode
 
@@ -58,9 +58,9 @@ class Mirror:
             self._wait(0)
         if ending is None:
             return
-        again = f"`launcher sync {os.path.relpath(self._run.path)}` uploads it"
+        again = f"`launcher sync {shown(self._run.path)}` uploads it"
         if self._process.returncode != 0:
-            log = os.path.relpath(self._run.wandb_log)
+            log = shown(self._run.wandb_log)
             print(f"WARNING: W&B did not get all of this run; {again} ({log})", file=sys.stderr)
         elif self._mode == "offline":
             print(f"W&B: recorded offline; {again}", file=sys.stderr)

@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 PARENT = "LAUNCHER_PARENT"  # environment variable: the pid of the process that starts another
+HERE = "LAUNCHER_HERE"  # environment variable: where the command was given, if not in this folder
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -22,6 +24,11 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was told
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def shown(path: Path) -> str:
+    """Return a path as it is found from the folder where the user gave the command."""
+    return os.path.relpath(path, os.environ.get(HERE))
 
 
 def cores() -> int:

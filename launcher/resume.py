@@ -1,5 +1,6 @@
 """Go on with a run that was stopped, or test one of its checkpoints: what to start, and whether."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from launcher.checkpoint_files import Checkpoint
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure
 from launcher.launch import Launch, Nodes
+from launcher.processes import HERE
 from launcher.recipe_file import RecipeFile, outline
 from launcher.run_dir import RunDir, read_json
 
@@ -26,6 +28,26 @@ def recipe_of(run: RunDir) -> RecipeFile:
     except OSError as error:
         raise RunDirError(f"`{run.recipe}` cannot be read: {error.strerror}") from error
     return RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
+
+
+@contextmanager
+def where_it_began(run: RunDir) -> Iterator[None]:
+    """Be in the folder where a run was started: relative paths and imports lead where they led."""
+    here, began = Path.cwd(), Path(run.read_config().get("folder", "."))
+    try:
+        os.chdir(began)
+    except OSError as error:
+        print(
+            f"WARNING: the run was started in {began}, which is not here ({error.strerror}): "
+            "relative paths and imports lead elsewhere now",
+            file=sys.stderr,
+        )
+    os.environ[HERE] = str(here)
+    try:
+        yield
+    finally:
+        del os.environ[HERE]
+        os.chdir(here)
 
 
 def is_completed(run: RunDir, epochs: int) -> bool:

@@ -1,14 +1,15 @@
 """A copy of the code as it is now, for a job that may wait in a queue while its author goes on.
 
 Copied is what counts as code: in a git tree the tracked files as they lie there and the untracked
-ones that git doesn't ignore, submodules too; elsewhere the recipe's folder without hidden folders,
-caches, virtual environments and run directories. Whatever else lies beside it (data, `runs`,
-`.venv`) is a link to the original, so that relative paths lead where they led before.
+ones that git doesn't ignore, submodules too; elsewhere the folder of the recipe (of its package, if
+it has one) without hidden folders, caches, virtual environments and run directories. Whatever else
+lies beside it (data, `runs`, `.venv`) is a link to the original: relative paths lead as before.
 
 Untracked files that look like credentials (`.env`, `*.pem`) are links, too: the job finds them, and
 the run directory, which people share, holds no copy. What is tracked is copied.
 """
 
+import ast
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 from launcher.errors import BadInput, RunDirError
 from launcher.files import make_new_folder, remove_empty
+from launcher.recipe_source import package
 from launcher.run_dir import RunDir, read_json, sync, write_bytes
 from launcher.slurm_job import SlurmFolder
 
@@ -66,7 +68,7 @@ def take(run: RunDir, recipe_path: Path) -> Snapshot:
     recipe = recipe_path.resolve()
     with _made(run) as beside:
         own = RunDir(run.path.resolve())
-        tree = _git_tree(recipe, own) or _plain_tree(recipe.parent, own)
+        tree = _git_tree(recipe, own) or _plain_tree(recipe, own)
         sizes = _sizes(tree)
         links = _left_out(tree.root, sizes)
         _check_size(sizes, links)
@@ -160,9 +162,11 @@ def _is_run(folder: Path, run: RunDir) -> bool:
     return is_run or folder == run.path or SlurmFolder.of(found).exists()
 
 
-def _plain_tree(root: Path, run: RunDir) -> _Tree:
-    """Return what counts as code in a folder that git doesn't know."""
-    found = islice(_walk(root, run), 10 * MAX_FILES)  # far too many is all there is to know
+def _plain_tree(recipe: Path, run: RunDir) -> _Tree:
+    """Return what counts as code where git doesn't know."""
+    root, name = package(recipe, ast.parse(recipe.read_bytes()))
+    code = root / name.partition(".")[0]
+    found = islice(_walk(code, run), 10 * MAX_FILES)  # far too many is all there is to know
     return _Tree(root, set(), {os.path.relpath(path, root) for path in found}, b"", in_git=False)
 
 
@@ -181,7 +185,7 @@ def _walk(folder: Path, run: RunDir) -> Iterator[str]:
 
 def _sizes(tree: _Tree) -> dict[str, int]:
     """Return the files to copy with their sizes in bytes: those that are there, and no secrets."""
-    secret = {name for name in tree.untracked if _looks_secret(name)}
+    secret = {n for n in tree.untracked if any(fnmatch(Path(n).name, c) for c in _CREDENTIALS)}
     sizes = {}
     for name in sorted((tree.tracked | tree.untracked) - secret):
         path = tree.root / name
@@ -196,10 +200,6 @@ def _sizes(tree: _Tree) -> dict[str, int]:
     code = {parent for name in sizes if not _is_placeholder(name) for parent in _parents(name)}
     is_code = {name: not _is_placeholder(name) or _parents(name)[0] in code for name in sizes}
     return {name: size for name, size in sizes.items() if is_code[name]}
-
-
-def _looks_secret(name: str) -> bool:
-    return any(fnmatch(PurePath(name).name, pattern) for pattern in _CREDENTIALS)
 
 
 def _is_placeholder(name: str) -> bool:

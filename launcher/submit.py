@@ -260,6 +260,7 @@ def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
         return plan.request, {}
     taken = snapshot.take(RunDir(plan.request.run_dir), plan.file.path)
     facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
+    facts["folder"] = str(taken.workdir)  # where it runs
     return replace(plan.request, workdir=taken.workdir), facts
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from launcher import lock
 from launcher.errors import BadInput, TrainingFailed
 from launcher.mirror import environment
+from launcher.processes import shown
 from launcher.run_dir import RunDir, read_json
 from launcher.wandb_run import has_credentials
 
@@ -43,7 +44,7 @@ def sync(run: RunDir) -> dict[str, Any]:
     try:
         return dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        log_path = os.path.relpath(run.wandb_log)
+        log_path = shown(run.wandb_log)
         return {"complete": False, "error": f"W&B's client died, see {log_path}"}
 
 

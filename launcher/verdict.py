@@ -1,11 +1,11 @@
 """Say what ended a run, from what its processes left behind. Never imports torch."""
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
+from launcher.processes import shown
 from launcher.record import Record
 from launcher.run_dir import RunDir, read_json
 
@@ -32,7 +32,7 @@ def verdict(
     failed = first_failure(records, run, exits)
     if failed is None and any(record.state == "stopped" for record in records):
         stopped = next(record for record in records if record.state == "stopped")
-        return Stopped(stopped.error, hint=f"launcher resume {os.path.relpath(run.path)}")
+        return Stopped(stopped.error, hint=f"launcher resume {shown(run.path)}")
     return failed or TrainingFailed(
         f"the run ended with exit code {exit_code} before any process could say why",
         hint=next(filter(None, (_tail(run.agent(node_rank)) for node_rank in node_ranks)), None),
@@ -54,7 +54,7 @@ def first_failure(
     if not (candidates := own + unheard + failed):
         return None
     first = candidates[0]
-    log = f"the full log is {os.path.relpath(run.log(first.rank))}"
+    log = f"the full log is {shown(run.log(first.rank))}"
     if first.error and not first.traceback:  # an error of ours, which says all there is to say
         return TrainingFailed(first.error, hint=first.hint or log)
     what = first.error.partition("\n")[0] or _death(exits.get(str(first.rank)))

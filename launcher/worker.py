@@ -19,6 +19,7 @@ from launcher.hyperparameters import configure
 from launcher.loops import checkpoint, test_loop, train_loop
 from launcher.made import as_made
 from launcher.prepare import prepare
+from launcher.processes import shown
 from launcher.profiling import profiling
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, load
@@ -111,7 +112,7 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
 def last_words(result: dict[str, Any], run: RunDir | None) -> str:
     """Return the line that ends a completed run."""
     accuracy = accuracy_words(result["test_accuracy"]).replace("Accuracy:", "test accuracy")
-    where = f", {os.path.relpath(run.path)}" if run else ""
+    where = f", {shown(run.path)}" if run else ""
     return (
         f"Done: {accuracy}{result['seconds']:.1f} s, "
         f"{result['samples_per_second']:,.0f} samples/s{where}"

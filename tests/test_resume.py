@@ -8,9 +8,10 @@ from launcher.config import describe
 from launcher.errors import BadInput
 from launcher.hyperparameters import configure
 from launcher.launch import Nodes
+from launcher.processes import shown
 from launcher.recipe_file import find, outline
-from launcher.resume import resumed
-from launcher.run_dir import RunDir
+from launcher.resume import resumed, where_it_began
+from launcher.run_dir import RunDir, write_json
 
 
 def made(folder: Path, without: str) -> RunDir:
@@ -29,3 +30,21 @@ def test_a_hyperparameter_that_came_with_a_newer_launcher_is_no_change(tmp_path:
     assert told["hyperparameters"]["keep_best"] == 1
     with pytest.raises(BadInput, match="keep_best from None to 7"):
         resumed(run, {"keep_best": "7"}, Nodes(1), allow_changes=False)
+
+
+def test_a_run_goes_on_where_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = made(tmp_path, without="seed")
+    (tmp_path / "else/where").mkdir(parents=True)
+    monkeypatch.chdir("else/where")
+    with where_it_began(run):
+        assert Path.cwd() == tmp_path
+        assert shown(run.path) == "../../r"  # as the user finds it
+    assert Path.cwd() == tmp_path / "else/where"
+    assert capsys.readouterr().err == ""
+    write_json(run.config, run.read_config() | {"folder": "/gone"})
+    with where_it_began(run):
+        assert Path.cwd() == tmp_path / "else/where"
+    assert "started in /gone, which is not here (No such file or" in capsys.readouterr().err

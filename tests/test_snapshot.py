@@ -323,6 +323,16 @@ def test_outside_of_git_the_recipes_folder_is_copied_without_what_is_no_code(
     assert not (folder / "runs" / "r" / "snapshot.diff").exists()
 
 
+def test_outside_of_git_all_of_the_recipes_package_is_copied(tmp_path: Path) -> None:
+    write(tmp_path, dict.fromkeys(("lib.py", "my/__init__.py", "my/base.py", "my/deep/one.py"), ""))
+    write(tmp_path, {"my/deep/__init__.py": "", "my/data/x.bin": "1"})
+    taken = take(tmp_path, "my/deep/one.py")
+    inside = ["__init__.py", "base.py", "data/x.bin", "deep/__init__.py", "deep/one.py"]
+    assert copied(taken.root) == [f"my/{name}" for name in inside]
+    assert set(links(taken.root)) == {"lib.py", "runs"}
+    assert taken.recipe_path == taken.root / "my/deep/one.py"
+
+
 def test_without_git_installed_a_repository_is_a_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
