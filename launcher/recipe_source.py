@@ -227,12 +227,13 @@ def _dotted(node: ast.AST) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-def package(path: Path, tree: ast.Module) -> tuple[Path, str]:
+def package(path: Path, tree: ast.Module | None = None) -> tuple[Path, str]:
     """Return the folder that holds the package of a file, and the package's name; '' for none.
 
     It is made of the folders around the file that have an `__init__.py`, and at least of as many
     as the file's relative imports go up.
     """
+    tree = tree or ast.parse(path.read_bytes())
     depth = max(
         (node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)), default=0
     )

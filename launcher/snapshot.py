@@ -9,7 +9,6 @@ Untracked files that look like credentials (`.env`, `*.pem`) are links, too: the
 the run directory, which people share, holds no copy. What is tracked is copied.
 """
 
-import ast
 import json
 import os
 import shutil
@@ -164,9 +163,8 @@ def _is_run(folder: Path, run: RunDir) -> bool:
 
 def _plain_tree(recipe: Path, run: RunDir) -> _Tree:
     """Return what counts as code where git doesn't know."""
-    root, name = package(recipe, ast.parse(recipe.read_bytes()))
-    code = root / name.partition(".")[0]
-    found = islice(_walk(code, run), 10 * MAX_FILES)  # far too many is all there is to know
+    root, name = package(recipe)
+    found = islice(_walk(root / name.split(".")[0], run), 10 * MAX_FILES)  # more is too much
     return _Tree(root, set(), {os.path.relpath(path, root) for path in found}, b"", in_git=False)
 
 
