@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -116,6 +117,16 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
+
+
+def look_inside(training: Training, checkpoint: Checkpoint) -> str | None:
+    """Return what is wrong with the weights in a whole checkpoint, None where they are numbers."""
+    trained = {n for n, p in unwrapped(training.model).named_parameters() if p.requires_grad}
+    with safe_open(checkpoint.path / files.MODEL, "pt") as file:
+        for name in trained.difference(training.odd).intersection(file.keys()):
+            if not file.get_tensor(name).isfinite().all():
+                return f"the weights `{name}` are not finite"
+    return None
 
 
 def restore(training: Training, checkpoint: Checkpoint) -> int:

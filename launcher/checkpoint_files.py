@@ -78,19 +78,32 @@ def problem(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def newest_valid(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest_valid(
+    folder: Path, warn: Callable[[str], None], look_inside: Callable[[Checkpoint], str | None]
+) -> Checkpoint | None:
     """Return the newest checkpoint that is whole, None when there is none.
 
-    Newer ones that are broken get a warning and another name. For the one writer of a run.
+    `look_inside` says what is wrong with the contents of one that is. Newer ones that are broken
+    get a warning and another name. For the one writer of a run.
     """
     for checkpoint in reversed(all_of(folder)):
-        wrong = problem(checkpoint)
+        wrong = problem(checkpoint) or look_inside(checkpoint)
         if wrong is None:
             return checkpoint
         warn(f"checkpoint {checkpoint.path.name} is not valid: {wrong}; trying the one before it")
-        with suppress(OSError):  # out of the way of what will be saved at the same step
-            checkpoint.path.rename(folder / f"broken-{checkpoint.path.name}")
+        set_aside(checkpoint)
     return None
+
+
+def set_aside(checkpoint: Checkpoint) -> None:
+    """Rename a checkpoint, out of the way of what will be saved at the same step."""
+    place = checkpoint.path.with_name(f"broken-{checkpoint.path.name}")
+    number = 1
+    while place.exists():
+        number += 1
+        place = checkpoint.path.with_name(f"broken-{checkpoint.path.name}-{number}")
+    with suppress(OSError):
+        checkpoint.path.rename(place)
 
 
 def best(checkpoints: list[Checkpoint], count: int = 1) -> list[Checkpoint]:

@@ -6,7 +6,7 @@ LauncherError            1
 │   ├── DataError        2   data that is missing, empty or of the wrong kind
 │   └── RunDirError      2   a run directory that is taken or cannot be written
 ├── TrainingFailed       1   a process of the run failed
-│   ├── NonFiniteLoss    1   the loss became NaN or infinite
+│   ├── NonFiniteLoss    1   the loss, or a weight, became NaN or infinite
 │   ├── NodeFailed        1   one machine, and no rank of it: it hangs or failed its checks
 │   └── PeerFailed       1   another rank failed; this one only noticed
 ├── BudgetUsedUp         76  a cluster job started again too often, or without getting on
@@ -55,7 +55,11 @@ class TrainingFailed(LauncherError):
 
 
 class NonFiniteLoss(TrainingFailed):
-    """The loss became NaN or infinite."""
+    """The loss, or a weight, became NaN or infinite in step `step`."""
+
+    def __init__(self, message: str, *, step: int = -1, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.step = step
 
 
 class NodeFailed(TrainingFailed):

@@ -1,10 +1,12 @@
-"""What can go wrong between steps: stop requests that all ranks agree on, and broken losses."""
+"""What can go wrong between steps: stop requests that all ranks agree on, and broken numbers."""
 
 import math
 import signal
 import time
 from types import FrameType
 from typing import Any, Self
+
+from torch import nn
 
 from launcher.errors import NonFiniteLoss
 from launcher.metrics import Totals
@@ -85,5 +87,15 @@ def check_finite(totals: Totals, first_step: int, epoch: int, what: str = "the l
         if not math.isfinite(loss):
             raise NonFiniteLoss(
                 f"{what} step {first_step + offset} (epoch {epoch}) is {loss}",
+                step=first_step + offset,
                 hint="try a smaller learning_rate; `launcher debug` finds the operation",
             )
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Return the names of trained parameters that hold NaN or infinity; waits for the device."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+    # One number tells, nearly always, that all is well.
+    if not trained or nn.utils.get_total_norm(trained.values(), math.inf).isfinite():
+        return []
+    return [name for name, parameter in trained.items() if not parameter.isfinite().all()]

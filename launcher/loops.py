@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.checkpoint import MOST_FAILURES, Saver
 from launcher.context import unwrapped
 from launcher.data import Shard
-from launcher.errors import PeerFailed, RecipeError, Stopped, TrainingFailed
-from launcher.faults import check_finite
+from launcher.errors import NonFiniteLoss, PeerFailed, RecipeError, Stopped, TrainingFailed
+from launcher.faults import check_finite, not_finite
 from launcher.metrics import Sums, Totals
 from launcher.randomness import seed_step
 from launcher.recipe import StepSums
@@ -165,10 +165,24 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
 
 
 def checkpoint(run: Training, saver: Saver | None) -> None:
-    """Start saving a checkpoint; collective. Weights that are not finite are not saved."""
+    """Start saving a checkpoint; collective.
+
+    Raises NonFiniteLoss, on all ranks, where the weights are not finite: such are not saved.
+    """
     if saver:
         with run.times.spending("checkpoint"):
-            saver.save(run, _summed(run, [])[0])
+            broken = [name for name in not_finite(unwrapped(run.model)) if name not in run.odd]
+            window, [ranks] = _summed(run, [float(bool(broken))])
+            if ranks:
+                step, which = run.progress.step - 1, ", ".join(broken[:3]) or "another rank"
+                raise NonFiniteLoss(
+                    f"the weights are not finite after step {step} (epoch {run.progress.epoch}), "
+                    f"although the loss was: {which}",
+                    step=step,
+                    hint="the checkpoints are from before; try clip_norm or a smaller "
+                    "learning_rate; `launcher debug` finds the operation",
+                )
+            saver.save(run, window)
 
 
 def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:

@@ -79,6 +79,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
     average: Average | None = None
     made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
+    odd: list[str] = field(default_factory=list)  # parameters that were never finite
     profiler: profile | None = None
     most_steps: int | None = None  # of each loop, for debugging
 

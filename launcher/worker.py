@@ -4,17 +4,18 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors.torch import save_model
 
 from launcher import checkpoint_files
-from launcher.checkpoint import Saver, load_to_test, restore
+from launcher.checkpoint import Saver, load_to_test, look_inside, restore
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import Context, claim_gpu, unwrapped
-from launcher.errors import RecipeError, Stopped
-from launcher.faults import StopRequest
+from launcher.errors import NonFiniteLoss, RecipeError, Stopped
+from launcher.faults import StopRequest, not_finite
 from launcher.hyperparameters import configure
 from launcher.loops import checkpoint, test_loop, train_loop
 from launcher.made import as_made
@@ -39,10 +40,11 @@ def resume(training: Training, run: RunDir) -> int:
     context = training.context
     steps = training.recipe.epochs * training.train_loader.sampler.steps
     training.made = as_made(training.optimizer, training.scheduler, steps)
+    training.odd = not_finite(unwrapped(training.model))
     found: Checkpoint | None = None
     if context.rank == 0:
         checkpoint_files.clean(run.checkpoints)
-        found = checkpoint_files.newest_valid(run.checkpoints, warn)
+        found = checkpoint_files.newest_valid(run.checkpoints, warn, partial(look_inside, training))
     found = context.gather(found)[0]
     if found is None:
         return 0
@@ -51,6 +53,18 @@ def resume(training: Training, run: RunDir) -> int:
     if context.rank == 0:
         print(f"continuing from step {found.step} (epoch {found.epoch})", flush=True)
     return rows
+
+
+def _doubt(run: RunDir, step: int) -> None:
+    """Set the checkpoint aside that led to NaN at once, where there is one before it to go on from.
+
+    Its weights are numbers, but what is wrong may have begun before it was saved.
+    """
+    saved = checkpoint_files.all_of(run.checkpoints)
+    if len(saved) > 1 and saved[-1].step == step:
+        name = saved[-1].path.name
+        warn(f"checkpoint {name} led to this at once: set aside, for the one before it")
+        checkpoint_files.set_aside(saved[-1])
 
 
 def _refuse_too_short(training: Training) -> None:
@@ -142,8 +156,14 @@ def work(
         if context.rank == 0:
             training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
         saver = Saver(run, recipe.keep_last, recipe.keep_best, training.marker)
-        with profiling(training, run) if profiled else nullcontext():
-            result = train(training, saver)
+        begun = training.progress.step
+        try:
+            with profiling(training, run) if profiled else nullcontext():
+                result = train(training, saver)
+        except NonFiniteLoss as error:
+            if context.rank == 0 and begun and error.step <= begun + 1:
+                _doubt(run, begun)
+            raise
     if context.rank == 0:
         with written(run.weights) as path, training.tested_weights():
             save_model(unwrapped(training.model), str(path))

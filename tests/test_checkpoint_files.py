@@ -72,7 +72,7 @@ def test_a_crash_between_any_two_steps_leaves_a_valid_checkpoint(
     done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), str(crash_at)])
     assert done.returncode in (0, 9)
     warnings: list[str] = []
-    newest = newest_valid(tmp_path, warnings.append)
+    newest = newest_valid(tmp_path, warnings.append, lambda _: None)
     assert newest is not None
     assert newest.step in (10, 20)
     assert not warnings  # nothing that looks like a checkpoint is broken
@@ -132,7 +132,7 @@ def test_a_harmed_checkpoint_is_passed_over_with_a_warning(
     assert callable(harm)
     harm(newest)
     warnings: list[str] = []
-    found = newest_valid(tmp_path, warnings.append)
+    found = newest_valid(tmp_path, warnings.append, lambda _: None)
     assert found
     assert found.step == 10
     assert len(warnings) == 1
@@ -140,6 +140,14 @@ def test_a_harmed_checkpoint_is_passed_over_with_a_warning(
     assert words in warnings[0]
     assert [c.step for c in all_of(tmp_path)] == [10]  # it is out of the way, but not deleted
     assert (tmp_path / f"broken-{newest.name}").is_dir()
+
+
+def test_each_broken_checkpoint_of_a_step_keeps_a_name_of_its_own(tmp_path: Path) -> None:
+    for _ in range(3):
+        make(tmp_path, 10)
+        assert newest_valid(tmp_path, print, lambda _: "its weights are no numbers") is None
+    name = f"broken-{name_of(10, 0)}"
+    assert {p.name for p in tmp_path.iterdir()} == {name, f"{name}-2", f"{name}-3"}
 
 
 def test_a_failed_write_leaves_nothing_and_harms_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""What a checkpoint holds, and which are never gone on with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training import RECIPES, Run, launcher
+
+from launcher import checkpoint_files, config
+from launcher.context import Context
+from launcher.errors import NonFiniteLoss
+from launcher.hyperparameters import configure
+from launcher.recipe_file import find, load
+from launcher.run_dir import RunDir
+from launcher.worker import work
+
+POISONED = RECIPES / "poisoned.py"
+
+
+def trained(folder: Path, recipe_path: Path = POISONED, **values: object) -> RunDir:
+    """A run that was trained, or is gone on with, in this process."""
+    run, file = RunDir(folder / "r"), find(str(recipe_path))
+    recipe = configure(load(file), recipe_path.stem, {"checkpoint_every": 2} | values)
+    if not run.config.exists():
+        run.create(config.describe(file, recipe), file.source)
+    work(recipe, run, Context(cpu=True), file.source)
+    return run
+
+
+def saved(run: RunDir) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+def rewrite(run: RunDir, harm: Callable[[dict[str, Any], dict[str, Any]], None]) -> str:
+    """Change weights and state in the newest checkpoint, which stays whole; returns its name."""
+    newest = checkpoint_files.all_of(run.checkpoints)[-1]
+    weights = load_file(newest.path / checkpoint_files.MODEL)
+    state = torch.load(newest.path / checkpoint_files.TRAINING, weights_only=True)
+    harm(weights, state)
+
+    def fill(folder: Path) -> None:
+        save_file(weights, folder / checkpoint_files.MODEL)
+        torch.save(state, folder / checkpoint_files.TRAINING)
+
+    newest.path.rename(run.path / "before")
+    checkpoint_files.write(run.checkpoints, newest.path.name, fill, newest.facts)
+    return newest.path.name
+
+
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    words = ["at_step=4", "checkpoint_every=1", "keep_last=1", "keep_best=0", f"mark={tmp_path}/m"]
+    run = ["run", POISONED, *words, "log_every=1", "--nproc", "2", "--run-dir"]
+    done = launcher(*run, "r", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "the weights are not finite after step 3 (epoch 0)" in done.stderr
+    assert saved(RunDir(tmp_path / "r")) == ["step-00000003-epoch-0000"]
+    (tmp_path / "m").touch()
+    done = launcher("resume", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    launcher(*run, "whole", cwd=tmp_path)
+    assert Run(tmp_path / "r").weight_bytes == Run(tmp_path / "whole").weight_bytes
+
+
+def test_a_checkpoint_whose_weights_are_no_numbers_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path)
+    name = rewrite(run, lambda weights, _: weights["linear.weight"][1].fill_(torch.nan))
+    trained(tmp_path, epochs=2)
+    said = capsys.readouterr().out
+    assert f"{name} is not valid: the weights `linear.weight` are not finite" in said
+    assert "continuing from step 4" in said
+    assert f"broken-{name}" in saved(run)
+
+
+def test_a_checkpoint_that_leads_to_nan_at_once_is_set_aside_for_the_one_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path)
+
+    def harm(_: dict[str, Any], state: dict[str, Any]) -> None:
+        state["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.inf)
+
+    name = rewrite(run, harm)
+    with pytest.raises(NonFiniteLoss, match=r"after step 6|at step 7"):
+        trained(tmp_path, epochs=2)
+    assert f"checkpoint {name} led to this at once" in capsys.readouterr().out
+    trained(tmp_path, epochs=2)
+    assert "continuing from step 4" in capsys.readouterr().out
+
+
+def test_the_only_checkpoint_is_not_set_aside(tmp_path: Path) -> None:
+    run = trained(tmp_path, keep_last=1, keep_best=0)
+    for _ in range(2):
+        with pytest.raises(NonFiniteLoss):
+            trained(tmp_path, at_step=1, epochs=2, keep_last=1, keep_best=0)
+        assert saved(run) == ["step-00000006-epoch-0001"]
