@@ -30,10 +30,10 @@ from launcher.resume import is_completed, resumed
 from launcher.run_dir import RunDir, read_json, write_json
 from launcher.slurm import job_state
 from launcher.slurm_job import Attempt, SlurmFolder, Verdict
+from launcher.slurm_turn import taken_over, wait_for_turn
 from launcher.verdict import verdict
 
 TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
-_LOCK_PATIENCE_S = lock.STALE_AFTER_S + 15
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,16 @@ def begin(run: RunDir, here: Here) -> str:
     Raises BudgetUsedUp where it was started too often, RunDirError where another job still writes
     to the run directory.
     """
+    if not SlurmFolder.of(run).asked():
+        raise RunDirError(f"`{run.path}` was not made by `launcher submit`")
+    wait_for_turn(run, here.job)
+    with lock.held(run):  # nothing is noted while somebody else may write
+        return _begin(run, here)
+
+
+def _begin(run: RunDir, here: Here) -> str:
     folder, told = SlurmFolder.of(run), run.read_config()
     asked = folder.asked()
-    if not asked:
-        raise RunDirError(f"`{run.path}` was not made by `launcher submit`")
     if _completed(run, told):
         return f"{run.path} is completed: there is nothing left to do"
     attempts = _attempts(folder, asked)
@@ -114,7 +120,6 @@ def begin(run: RunDir, here: Here) -> str:
         attempts = _attempts(folder, asked)
     if attempts:
         _refuse_to_go_on(attempts, Budgets.of(asked))
-    _wait_for_lock(run)
     if attempts:
         nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
         told = resumed(run, {}, nodes, allow_changes=False)
@@ -155,6 +160,9 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
     """
     folder, told = SlurmFolder.of(run), run.read_config()
     asked = folder.asked()
+    if other := taken_over(run, here.job, here.restart):
+        words = f"error: {other} writes to `{run.path}` now: how this start ended is not noted"
+        return End(0 if _completed(run, told) else RunDirError.exit_code, words)
     if _completed(run, told):
         if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
             folder.end("completed", 0, reach(run), [])
@@ -238,16 +246,6 @@ def _refuse_to_go_on(attempts: Sequence[Attempt], budgets: Budgets) -> None:
     if why := budgets.used_up(attempts):
         hint = "`launcher resubmit RUN_DIR` goes on from the last checkpoint"
         raise BudgetUsedUp(f"given up: {why}", hint=hint)
-
-
-def _wait_for_lock(run: RunDir) -> None:
-    """Wait for a writer on a lost node to be counted as dead; raises RunDirError if it lives."""
-    deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while living := lock.holder(run.lock):
-        if time.monotonic() > deadline:
-            hint = "it may run on a node that SLURM has lost sight of"
-            raise RunDirError(f"`{run.path}` is still in use by {living}", hint=hint)
-        time.sleep(1)
 
 
 def _forget_last_end(run: RunDir) -> None:

@@ -59,6 +59,7 @@ def _take(path: Path) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
+        "job": os.environ.get("SLURM_JOB_ID"),
     }
     beside = path.with_name(f".lock.{secrets.token_hex(4)}.tmp")
     beside.write_text(json.dumps(me), encoding="utf-8")

@@ -14,7 +14,9 @@ from launcher.files import make_folders, remove_empty
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
-_OF_A_PROCESS = re.compile(r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|\.log)")
+_OF_A_PROCESS = re.compile(
+    r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.log)"
+)
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,15 @@ def submit_chain(
 
 
 def job_state(job: str) -> dict[str, str]:
-    """Return JobState and Reason of a job from scontrol, {} where it cannot be asked."""
+    """Return JobState, Reason and Command of a job from scontrol, {} where it cannot be asked.
+
+    Of the command, which is the script, the first word.
+    """
     done = scontrol("show", "job", "-o", job)
     if done.returncode:
         return {}
     pairs = [word.partition("=") for word in done.stdout.split()]
-    return {key: value for key, _, value in pairs if key in ("JobState", "Reason")}
+    return {key: value for key, _, value in pairs if key in ("JobState", "Reason", "Command")}
 
 
 def scontrol(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -258,6 +258,19 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(cluster: Cluster, tmp_path: Path
     assert second.started < (first.ended or 0)  # at the same time
 
 
+def test_a_second_job_of_a_run_waits_for_the_first_and_notes_nothing(
+    cluster: Cluster, tmp_path: Path, undisturbed: Run
+) -> None:
+    job = two_nodes(cluster, tmp_path)
+    wait_for(lambda: job.attempts != [], timeout_s=120)  # nobody may have the lock yet
+    second = Submitted(job.path, cluster, cluster.submit(job.path / "slurm" / "job.sbatch"))
+    assert job.wait() == "COMPLETED", job.said
+    assert second.wait() == "COMPLETED", second.said
+    assert "there is nothing left to do" in second.said
+    assert [(one.job, one.verdict) for one in job.attempts] == [(str(job.job), "completed")]
+    check_same(job, undisturbed)
+
+
 def test_where_requeueing_is_forbidden_a_chain_goes_on(
     cluster: Cluster, tmp_path: Path, undisturbed: Run
 ) -> None:

@@ -48,6 +48,7 @@ LAUNCHER_SIDE = [
     "slurm_profile",
     "doctor_slurm",
     "slurm",
+    "slurm_turn",
     "slurm_requeue",
     "lifecycle",
     "slurm_render",

@@ -2,13 +2,14 @@
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher import lifecycle, lock, mark
+from launcher import lifecycle, lock, mark, slurm_turn
 from launcher.errors import (
     BadInput,
     BudgetUsedUp,
@@ -252,10 +253,67 @@ def test_a_writer_on_a_lost_node_is_waited_for_and_then_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = submitted(tmp_path)
-    monkeypatch.setattr(lifecycle, "_LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(slurm_turn, "_PATIENCE_S", 0.1)
     with lock.held(run), pytest.raises(RunDirError, match="still in use by process"):
         lifecycle.begin(run, HERE)
     assert lifecycle.begin(run, HERE)
+
+
+OTHER = replace(HERE, job="13")
+
+
+@pytest.mark.parametrize("holder", ["lock", "slurm"])
+def test_a_second_job_notes_nothing_while_the_first_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: str
+) -> None:
+    run = submitted(tmp_path)
+    monkeypatch.setattr(slurm_turn, "_PATIENCE_S", 0.1)
+    script = str(SlurmFolder.of(run).batch).split()[0]
+    state = RUNNING | {"Command": script} if holder == "slurm" else {}
+    monkeypatch.setattr(slurm_turn, "job_state", lambda _: state)
+    lifecycle.begin(run, HERE)
+    recorded(run, 0)
+    put_step(run, 5)
+    with lock.held(run) if holder == "lock" else nullcontext():
+        before = everything(run)
+        with pytest.raises(RunDirError, match=r"still in use by (process|job 12)"):
+            lifecycle.begin(run, OTHER)
+        end = lifecycle.end(run, OTHER, 2, "")
+        assert everything(run) == before
+    assert (end.code, end.exclude) == (2, "")
+    assert "job 12 writes to" in end.message
+    monkeypatch.setattr(slurm_turn, "job_state", lambda _: TAKEN | {"Command": "of/another/run"})
+    assert lifecycle.begin(run, OTHER).endswith("(start 2)")
+    before = everything(run)
+    assert lifecycle.end(run, HERE, 1, "TERM").code == 2  # thought dead, and comes back
+    assert everything(run) == before
+    assert lifecycle.end(run, OTHER, 0, "USR1").code == 75
+
+
+def test_an_end_is_not_noted_over_somebody_who_resumed_the_run_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path)
+    lifecycle.begin(run, HERE)
+    with lock.held(run):
+        before = everything(run)
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        assert "process" in lifecycle.end(run, HERE, 2, "").message
+        assert everything(run) == before
+
+
+def test_a_job_may_note_its_end_before_its_own_writer_on_a_lost_node_is_counted_as_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    run = submitted(tmp_path)
+    lifecycle.begin(run, HERE)
+    with lock.held(run):
+        assert lifecycle.end(run, HERE, 1, "").code == 75
+
+
+def everything(run: RunDir) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
 
 
 def test_a_run_that_was_not_submitted_has_no_job(tmp_path: Path) -> None:
