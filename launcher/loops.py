@@ -186,13 +186,19 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
 
 
 def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:
-    """Return the sums since the last report, and of `words`, over all ranks; collective."""
+    """Return the sums since the last report, and of `words`, over all ranks; collective.
+
+    In the same vector ranks compare their weights. Raises NonFiniteLoss, or what `Drift` raises.
+    """
+    step = run.progress.step
     own = torch.tensor(words, dtype=torch.float64).to(run.context.device)
-    reduced = run.context.reduce(torch.cat([run.sums.vector(), own])).tolist()
-    cut = len(reduced) - len(words)
-    totals = run.sums.totals(reduced[:cut])
-    check_finite(totals, run.progress.step - len(totals.losses), run.progress.epoch)
-    return totals, reduced[cut:]
+    parts = [run.sums.vector(), own, run.drift.own(step)]
+    reduced = iter(run.context.reduce(torch.cat(parts)).tolist())
+    sums, summed, checksums = (list(islice(reduced, len(part))) for part in parts)
+    totals = run.sums.totals(sums)
+    check_finite(totals, step - len(totals.losses), run.progress.epoch)
+    run.drift.check(checksums, step)
+    return totals, summed
 
 
 @torch.no_grad()

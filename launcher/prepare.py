@@ -12,6 +12,7 @@ import launcher
 from launcher.averaging import Average
 from launcher.context import Context, unwrapped
 from launcher.data import Loader, SizedData, sized
+from launcher.drift import Drift
 from launcher.errors import RecipeError, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.mark import Marker
@@ -63,6 +64,7 @@ def prepare(
         test_loader=_loader(test_data, recipe, context, test=True),
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
+        drift=Drift(context, model, loss_fn),
         times=times,
         marker=Marker(run.mark(context.rank) if run else None),
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),

@@ -12,6 +12,7 @@ from torch.profiler import profile
 from launcher.averaging import Average
 from launcher.context import Context
 from launcher.data import Loader
+from launcher.drift import Drift
 from launcher.faults import Pulse, StopRequest
 from launcher.made import Made
 from launcher.mark import Marker
@@ -71,6 +72,7 @@ class Training:
     test_loader: Loader
     stop: StopRequest
     sums: Sums
+    drift: Drift
     marker: Marker
     trackers: Trackers = field(default_factory=Trackers)
     pulse: Pulse = field(default_factory=Pulse)
