@@ -9,6 +9,7 @@ import click
 
 from launcher import wandb_run
 from launcher.checkpoint_files import all_of, problem
+from launcher.cli_words import PassesOn, TakesHyperparameters
 from launcher.config import describe as describe_run
 from launcher.config import new_run_path
 from launcher.errors import BadInput
@@ -27,26 +28,6 @@ from launcher.resume import (
     where_it_began,
 )
 from launcher.run_dir import RunDir, read_config, read_json
-
-
-class _PassesOn(click.Command):
-    """Leaves what comes after `--` in `Context.args`, for another program."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        at = args.index("--") if "--" in args else len(args)
-        try:
-            super().parse_args(ctx, args[:at])
-        except click.NoSuchOption as error:
-            name = error.option_name.lstrip("-").replace("-", "_")
-            if name in Recipe.__dataclass_fields__:
-                raise BadInput(
-                    f"there is no option {error.option_name}",
-                    hint=f"hyperparameters are given as key=value: {name}=...",
-                ) from error
-            raise
-        ctx.args = args[at + 1 :]
-        return ctx.args
-
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 _NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
@@ -80,7 +61,7 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(cls=_PassesOn)
+@click.command(cls=PassesOn)
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]... [-- ...]")
 @click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
@@ -155,7 +136,7 @@ def run(
     launch(Launch(folder, spec, nodes, ctx.args, max_restarts, made=new))
 
 
-@click.command()
+@click.command(cls=TakesHyperparameters)
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
@@ -172,7 +153,7 @@ def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
     debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps)
 
 
-@click.command()
+@click.command(cls=TakesHyperparameters)
 @_RUN_DIR
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @_NPROC

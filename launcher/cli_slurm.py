@@ -12,6 +12,7 @@ import click
 
 from launcher import lifecycle, slurm_control, slurm_local, slurm_requeue
 from launcher.cli_run import TRACKING
+from launcher.cli_words import TakesHyperparameters
 from launcher.errors import BadInput
 from launcher.launch import Nodes
 from launcher.run_dir import RunDir
@@ -55,7 +56,7 @@ def sbatch_of(options: Mapping[str, Any]) -> dict[str, str]:
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 
 
-@click.command()
+@click.command(cls=TakesHyperparameters)
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @with_sbatch_options

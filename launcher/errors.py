@@ -90,7 +90,12 @@ class Interrupted(Stopped):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the start of a hint that has the nearest known name in it, "" where none is near."""
+    near = nearest(name, known)
+    return f"did you mean `{near}`? " if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another, None where none is near."""
     from difflib import get_close_matches  # noqa: PLC0415  # only for those who mistype
 
-    near = get_close_matches(name, list(known), n=1)
-    return f"did you mean `{near[0]}`? " if near else ""
+    return next(iter(get_close_matches(name, list(known), n=1)), None)

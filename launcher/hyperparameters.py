@@ -4,25 +4,41 @@ import ast
 import dataclasses
 import inspect
 import io
+import itertools
+import json
 import re
 import textwrap
 import tokenize
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from launcher.errors import RecipeError, did_you_mean
 from launcher.recipe import Recipe
+from launcher.values import alternatives, convert, is_expressible
 
-# What a hyperparameter may be made of, and the text or JSON values it is converted from.
-_FROM: Mapping[Any, tuple[type, ...]] = {
-    bool: (str, bool),
-    int: (str, int),
-    float: (str, int, float),
-    str: (str,),
-    Path: (str, Path),
+# What people call hyperparameters that every recipe has, or many have.
+_SHORT = {
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "mbs": "micro_batch_size",
+    "wd": "weight_decay",
+    "mom": "momentum",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "n_epochs": "epochs",
+    "workers": "num_workers",
+    "precision": "mixed_precision",
+    "amp": "mixed_precision",
+    "bf16": "mixed_precision",
+    "fp16": "mixed_precision",
+    "ema": "ema_decay",
+    "grad_clip": "clip_norm",
+    "clip": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "random_seed": "seed",
 }
 
 
@@ -63,7 +79,9 @@ def table(recipe_type: type[Recipe]) -> str:
 def shown(default: Any) -> str:
     """Return a default as it is given on the command line."""
     if isinstance(default, tuple | list):
-        return ",".join(map(shown, default))
+        parts = [shown(part) for part in default]
+        plain = all(parts) and not set("".join(parts)) & set(",[]()")
+        return ",".join(parts) if plain else json.dumps(default, default=str)
     return str(default).lower() if default is None or isinstance(default, bool) else str(default)
 
 
@@ -75,17 +93,41 @@ def configure(recipe_type: type[Recipe], name: str, values: Mapping[str, Any]) -
     hints = _hyperparameter_types(recipe_type)
     typed = {}
     for key, value in values.items():
-        if key not in hints:
-            raise RecipeError(
-                f"recipe `{name}` has no hyperparameter `{key}`",
-                hint=f"{did_you_mean(key, hints)}`launcher recipes show {name}` lists them",
-            )
-        typed[key] = _typed(key, hints[key], value)
+        typed[key] = _typed(key, _hint(key, name, hints), value)
     try:
         return recipe_type(**typed)
     except (AssertionError, TypeError, ValueError) as error:
         why = str(error) or type(error).__name__
         raise RecipeError(f"recipe `{name}` refuses its hyperparameters: {why}") from error
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """Return the hyperparameter that somebody calls by another name, None where it is not known."""
+    key = name.lstrip("-").replace("-", "_").lower()
+    return next((one for one in (key, _SHORT.get(key)) if one in {*known}), None)
+
+
+def grid(recipe_type: type[Recipe], name: str, axes: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Give each combination of the values that are listed for some hyperparameters.
+
+    The last one moves fastest. Raises RecipeError for one that the recipe does not have.
+    """
+    hints = _hyperparameter_types(recipe_type)
+    values = [alternatives(_hint(key, name, hints), text) for key, text in axes.items()]
+    for point in itertools.product(*values):
+        yield dict(zip(axes, point, strict=True))
+
+
+def _hint(key: str, name: str, hints: Mapping[str, Any]) -> Any:
+    """Return the type of a hyperparameter; raises RecipeError for one that is not there."""
+    if key in hints:
+        return hints[key]
+    found = meant(key, hints)
+    guess = f"did you mean `{found}`? " if found else did_you_mean(key, hints)
+    raise RecipeError(
+        f"recipe `{name}` has no hyperparameter `{key}`",
+        hint=f"{guess}`launcher recipes show {name}` lists them",
+    )
 
 
 def split_overrides(words: Iterable[str]) -> dict[str, str]:
@@ -120,7 +162,7 @@ def _hyperparameter_types(recipe_type: type[Recipe]) -> dict[str, Any]:
                 f"hyperparameter `{name}` has the name of a recipe's method",
                 hint=f"call it something else, like `{name}_name`",
             )
-        if not _is_expressible(hints[name]):
+        if not is_expressible(hints[name]):
             raise RecipeError(
                 f"hyperparameter `{name}` cannot be of type {_type_name(hints[name])}",
                 hint="bool, int, float, str, Path and Literal can be given as text, also several "
@@ -129,71 +171,11 @@ def _hyperparameter_types(recipe_type: type[Recipe]) -> dict[str, Any]:
     return {name: hints[name] for name in fields}
 
 
-def _is_expressible(hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType, tuple, list):
-        parts = (a for a in typing.get_args(hint) if a not in (types.NoneType, Ellipsis))
-        return all(_is_expressible(part) for part in parts)
-    return origin is Literal or hint in _FROM
-
-
 def _typed(key: str, hint: Any, value: Any) -> Any:
     try:
-        return _convert(hint, value)
-    except (ValueError, OverflowError) as error:
+        return convert(hint, value)
+    except ValueError as error:
         raise RecipeError(f"`{key}` must be {_type_name(hint)}, not `{value}`") from error
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """Convert text or a JSON value to the annotated type; raises ValueError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value)
-    if origin is Literal:
-        return _convert_literal(arguments, value)
-    if origin in (tuple, list):
-        return origin(_convert_parts(hint, value))
-    if not isinstance(value, _FROM[hint]) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(value)
-    return _convert_bool(value) if hint is bool else hint(value)
-
-
-def _convert_parts(hint: Any, value: Any) -> list[Any]:
-    """Convert the parts of a tuple or list; as text they are `1,2,3`."""
-    arguments = typing.get_args(hint)
-    if isinstance(value, str):
-        value = value.split(",") if value else []
-    if not isinstance(value, tuple | list):
-        raise ValueError(value)  # noqa: TRY004  # like every value of a wrong type
-    if typing.get_origin(hint) is list or Ellipsis in arguments:  # of any length
-        arguments = arguments[:1] * len(value)
-    return [_convert(argument, part) for argument, part in zip(arguments, value, strict=True)]
-
-
-def _convert_union(arguments: tuple[Any, ...], value: Any) -> Any:
-    if types.NoneType in arguments and (value is None or str(value).lower() == "none"):
-        return None
-    for argument in (a for a in arguments if a is not types.NoneType):
-        try:
-            return _convert(argument, value)
-        except ValueError:
-            continue
-    raise ValueError(value)
-
-
-def _convert_literal(choices: tuple[Any, ...], value: Any) -> Any:
-    for choice in choices:
-        if str(choice) == str(value):
-            return choice
-    raise ValueError(value)
-
-
-def _convert_bool(value: Any) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True}
-    words |= {"false": False, "no": False, "off": False, "0": False}
-    if str(value).lower() not in words:
-        raise ValueError(value)
-    return words[str(value).lower()]
 
 
 def _type_name(hint: Any) -> str:

@@ -1,6 +1,5 @@
 """Plan a submission and carry it out: from a recipe and options to run directories and a job."""
 
-import itertools
 import re
 import shutil
 import sys
@@ -15,7 +14,7 @@ from launcher import slurm, slurm_profile, slurm_render, snapshot, wandb_run
 from launcher.config import describe, new_run_path
 from launcher.errors import BadInput, RunDirError
 from launcher.files import make_new_folder, remove_empty
-from launcher.hyperparameters import configure, split_overrides
+from launcher.hyperparameters import configure, grid, split_overrides
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, outline
 from launcher.run_dir import RunDir, write_json, write_text
@@ -233,8 +232,7 @@ def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
     if twice := overrides.keys() & axes.keys():
         raise BadInput(f"`{min(twice)}` is given as an override and in --grid")
     recipe_type = outline(file)
-    for values in itertools.product(*(value.split(",") for value in axes.values())):
-        point = dict(zip(axes, values, strict=True))
+    for point in grid(recipe_type, wishes.recipe, axes):
         yield configure(recipe_type, wishes.recipe, overrides | point)
 
 

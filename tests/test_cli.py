@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -281,7 +282,48 @@ def test_the_files_of_this_test_are_what_they_claim(folder: Path) -> None:
     assert json.loads((folder / "three.json").read_text())["world_size"] == 3
 
 
-def test_a_hyperparameter_given_as_an_option_is_told_how() -> None:
-    result = CliRunner().invoke(main, ["run", "digits", "--epochs", "3"])
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        ("run digits --epochs 3", "epochs=3"),
+        ("run digits --epochs=3 --cpu", "epochs=3"),
+        ("run digits --batch-size 3", "batch_size=3"),
+        ("run digits --batch_size 3", "batch_size=3"),
+        ("run --lr 0.1 digits", "learning_rate=0.1"),
+        ("run digits -lr 0.1", "learning_rate=0.1"),
+        ("run digits --bs", "batch_size=..."),
+        ("run digits --momentum 0.5", "momentum=0.5"),
+        ("run mine.py --width 5 --cpu", "width=5"),
+        ("run mine.py --momentums 5", None),  # no field of this one
+        ("run mine.py --widht", "width=..."),
+        ("run nowhere.py --lr 1", "learning_rate=1"),
+        ("debug mine.py --width 5", "width=5"),
+        ("submit mine.py --width 5", "width=5"),
+        ("submit digits --nodes 2 --lr '[0.1, 1]'", "learning_rate='[0.1, 1]'"),
+        ("resume run --width 5", "width=5"),
+        ("resume run --lr", "learning_rate=..."),
+    ],
+)
+def test_a_hyperparameter_given_as_an_option_is_told_how(
+    words: str, form: str | None, folder: Path
+) -> None:
+    (folder / "run").mkdir()
+    (folder / "run/config.json").write_text('{"hyperparameters": {"width": 1, "learning_rate": 1}}')
+    result = said(*shlex.split(words))
     assert result.exit_code == 2
-    assert "key=value: epochs=..." in result.output
+    if form is None:
+        assert "No such option" in result.stderr
+    else:
+        assert result.stderr.startswith("error: there is no option -")
+        assert result.stderr.endswith(f"hint: hyperparameters are given as key=value: {form}\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("lr", "learning_rate"), ("bs", "batch_size"), ("wd", None), ("LR", "learning_rate")],
+)
+def test_a_common_short_name_leads_to_the_right_one(word: str, near: str | None) -> None:
+    result = said("run", "digits", f"{word}=1")
+    assert f"recipe `digits` has no hyperparameter `{word}`" in result.stderr
+    hint = f"did you mean `{near}`? " if near else ""
+    assert f"hint: {hint}`launcher recipes show digits` lists them" in result.stderr

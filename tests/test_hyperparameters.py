@@ -143,7 +143,8 @@ def test_a_wrong_value_is_refused_in_words(word: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("width", 1.0),
+        ("width", 1.5),
+        ("width", 1e300),
         ("width", True),
         ("width", None),
         ("dropout", [1]),

@@ -48,9 +48,23 @@ def test_processes_cores_and_devices_follow_from_what_is_asked(
     assert (plan.request.nproc, plan.cpu, plan.request.sbatch.get("cpus-per-task")) == expected
 
 
+def test_a_grid_may_list_lists(tmp_path: Path) -> None:
+    source = CURVE.read_text().replace(
+        "    samples:", "    betas: tuple[float, float] = (0, 0)\n    samples:"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    grid = ["betas=[0.9, 0.999],(0.8, 0.99)", "learning_rate=[0.1, 1e-2]"]
+    found = submit.plan(wishes(recipe=str(tmp_path / "mine.py"), grid=grid)).points
+    values = [(p.recipe.hyperparameters()["betas"], p.recipe.learning_rate) for p in found]
+    first, second = [0.9, 0.999], [0.8, 0.99]
+    assert values == [(first, 0.1), (first, 0.01), (second, 0.1), (second, 0.01)]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"grid": ["sed=0,1"]}, "no hyperparameter `sed`"),
+        ({"grid": ["learning_rate=[0.1, x]"]}, "`learning_rate` must be float, not `x`"),
         ({"recipe": "digit"}, "there is no recipe `digit`"),
         ({"overrides": ["epoch=3"]}, "no hyperparameter `epoch`"),
         ({"grid": ["seed=0,x"]}, "`seed` must be int"),
