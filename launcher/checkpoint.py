@@ -3,7 +3,7 @@
 import copy
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from launcher import checkpoint_files as files
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import unwrapped
+from launcher.device import on_host
 from launcher.errors import BadInput
 from launcher.made import Made, refuse_other_schedule, with_changes
 from launcher.mark import Marker
@@ -59,7 +60,7 @@ class Saver:
         name = files.name_of(training.progress.step, training.progress.epoch)
         if (self.folder / name).exists():
             return
-        model = _host_copy(unwrapped(training.model).state_dict())
+        model = on_host(unwrapped(training.model).state_dict())
         state = state_of(training, window)
         facts = _facts(training)
         self._thread = threading.Thread(
@@ -109,11 +110,11 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
     scheduler = training.scheduler
     return {
         "made": _plain(training.made),
-        "optimizer": _plain(_host_copy(training.optimizer.state_dict())),
+        "optimizer": _plain(on_host(training.optimizer.state_dict())),
         "scheduler": _plain(copy.deepcopy(scheduler.state_dict())) if scheduler else None,
-        "average": _host_copy(training.average.weights) if training.average else None,
+        "average": on_host(training.average.weights) if training.average else None,
         "progress": asdict(training.progress),
-        "buffers": _host_copy(_unsaved_buffers(unwrapped(training.model))),
+        "buffers": on_host(_unsaved_buffers(unwrapped(training.model))),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -227,10 +228,3 @@ def _unsaved_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
 def _plain(tree: Any) -> Any:
     """Turn numpy's numbers into Python's, which can be loaded without running code."""
     return pytree.tree_map_only(np.generic, lambda number: number.item(), tree)
-
-
-def _host_copy(tree: Any) -> Any:
-    copied: Callable[[Tensor], Tensor] = lambda tensor: (  # noqa: E731
-        tensor.detach().to("cpu", copy=True).contiguous()
-    )
-    return pytree.tree_map_only(Tensor, copied, tree)

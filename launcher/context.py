@@ -78,6 +78,15 @@ class Context:
                 hint="`launcher run --nproc N` passes Accelerate what it needs",
             )
 
+    @property
+    def where(self) -> str:
+        """What the run is computed on, for people."""
+        count = f"{self.world_size} process" + "es" * (self.world_size > 1)
+        if self.device.type != "cuda":
+            return f"{count} on the CPU, {torch.get_num_threads()} threads each"
+        how = "sharing GPUs over gloo, for tests" if shared() else "a GPU each"
+        return f"{count}, {how}: {torch.cuda.get_device_name(self.device)}"
+
     def close(self) -> None:
         """Leave the process group; a process that just exits often aborts in gloo's threads.
 

@@ -1,7 +1,9 @@
-"""Batches on their way to a GPU: copies that nobody waits for, one batch ahead."""
+"""How a GPU computes, and what goes there and back: copies that nobody waits for."""
 
+import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +11,43 @@ from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+
+
+def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:
+    """Have this process compute float32 as float32, and the same bits each time where asked for.
+
+    Torch leaves convolutions to TF32 unless told otherwise. A recipe whose own lines ask for TF32
+    gets it.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as torch demands
+        torch.use_deterministic_algorithms(mode=True)
+        torch.backends.cudnn.benchmark = False
+    with suppress(RuntimeError):  # the recipe has set precision in torch's newer words
+        if tf32:
+            torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.get_float32_matmul_precision() != "highest"
+
+
+def on_host(tree: Any) -> Any:
+    """Return a copy of a tree of tensors in host memory, contiguous; waits once for the device.
+
+    From a GPU it goes to pinned memory, several times as fast; torch keeps that for the next copy.
+    """
+    waits: set[torch.device] = set()
+
+    def copied(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if not tensor.is_cuda or tensor.layout != torch.strided:
+            return tensor.to("cpu", copy=True).contiguous()
+        waits.add(tensor.device)
+        there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return there.copy_(tensor, non_blocking=True)
+
+    made = pytree.tree_map_only(Tensor, copied, tree)
+    for device in waits:
+        torch.cuda.current_stream(device).synchronize()
+    return made
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,5 +1,7 @@
 """The train and test loops: the algorithm of the quickstart, sharded and exact."""
 
+from collections import defaultdict
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -66,10 +68,9 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     for number, batch in enumerate(shard.micro_batches, start=1):
         last = number == len(shard.micro_batches)
         with run.context.gradients(run.model, synchronise=last):
-            sums = _expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
-            if last:
-                run.marker.tick()  # from here on this rank waits for the others
-            _backward(sums.loss, scale * sums.scale / shard.size)
+            passes = partial(_passes, run, scale, shard.size, last)
+            replayed = run.graphs and run.graphs.run(passes, batch, scale, shard.size)
+            sums = replayed or passes(batch)
         if shard.own:
             run.sums.add(sums)
             count = count + sums.count
@@ -89,6 +90,15 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     if run.scheduler:
         run.scheduler.step()
     run.marker.tick()
+
+
+def _passes(run: Training, scale: int, size: int, last: bool, batch: Any) -> StepSums:
+    """Run a micro-batch, of a global batch of `size` samples, forward and backward."""
+    sums = _expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
+    if last:
+        run.marker.tick()  # from here on this rank waits for the others
+    _backward(sums.loss, scale * sums.scale / size)
+    return sums
 
 
 def _backward(loss: Tensor, weight: float) -> None:
@@ -120,12 +130,19 @@ def _refuse_unused(run: Training) -> None:
 
 def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
     """Make gradients that were divided by the samples means over the recipe's own count."""
-    local = torch.as_tensor(count, dtype=torch.float64).to(run.context.device).reshape(1)
+    device = run.context.device
+    if isinstance(count, Tensor):
+        local = count.to(device, torch.float64, non_blocking=True).reshape(1)
+    else:  # filled there: a copy from the host would wait for the device
+        local = torch.full((1,), float(count), dtype=torch.float64, device=device)
     total = run.context.reduce(local)  # (1,)
     factor = torch.where(total > 0, size / total, 0)
+    gradients = defaultdict(list)
     for parameter in run.model.parameters():
         if parameter.grad is not None:
-            parameter.grad.mul_(factor.to(parameter.grad.dtype))
+            gradients[parameter.grad.dtype].append(parameter.grad)
+    for dtype, several in gradients.items():
+        torch._foreach_mul_(several, factor.to(dtype).squeeze())
 
 
 def _measure(run: Training) -> None:

@@ -12,9 +12,11 @@ import launcher
 from launcher.averaging import Average
 from launcher.context import Context, unwrapped
 from launcher.data import Loader, SizedData, sized
+from launcher.device import set_arithmetic
 from launcher.drift import Drift
 from launcher.errors import RecipeError, TrainingFailed
 from launcher.faults import StopRequest
+from launcher.graphs import Graphs
 from launcher.mark import Marker
 from launcher.metrics import Sums
 from launcher.randomness import seed_init
@@ -44,6 +46,7 @@ def prepare(
     )
     train_data, test_data = sized(data[0], "train_data"), sized(data[1], "test_data")
     model = _model(recipe)
+    set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
     loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe).to(context.device)
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
     model = context.wrap(model)
@@ -68,8 +71,25 @@ def prepare(
         times=times,
         marker=Marker(run.mark(context.rank) if run else None),
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
+        graphs=_graphs(recipe, context, model),
         most_steps=most_steps,
     )
+
+
+def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs | None:
+    """Return what replays steps, None where that is not asked for or cannot be here."""
+    if not recipe.cuda_graphs:
+        return None
+    if (recipe.micro_batch_size or recipe.batch_size) < recipe.batch_size:
+        raise RecipeError(
+            "`cuda_graphs` records whole steps, and `micro_batch_size` cuts them up",
+            hint="leave out one of them",
+        )
+    if context.device.type == "cuda" and unwrapped(model) is model:
+        return Graphs(list(model.parameters()))
+    if context.rank == 0:
+        print("cuda_graphs: not used, it is for one process on a GPU; the numbers are the same")
+    return None
 
 
 def _model(recipe: Recipe) -> torch.nn.Module:

@@ -72,6 +72,9 @@ class Recipe:
     mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
     channels_last: bool = False  # lay images out as convolutions like them best
     compile: bool = False  # compile the model with torch.compile
+    cuda_graphs: bool = False  # record a step once and replay it: for small models on one GPU
+    tf32: bool = False  # multiply float32 on a GPU with 10 bits of 23: faster, other numbers
+    deterministic: bool = False  # only operations that give the same bits each time
     clip_norm: float | None = None  # largest norm of a step's gradient; longer ones are shortened
     ema_decay: float | None = None  # average weights like this for tests and the end, like 0.999
     seed: int = 0  # where all randomness of the run comes from

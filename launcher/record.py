@@ -62,6 +62,8 @@ class Record:
         else:
             self.traceback = "".join(traceback.format_exception(error))
             self.users_frames = users_frames(error)
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which this side never imports
+                self.hint = "a smaller micro_batch_size needs less memory for the same numbers"
 
     def write(self, run: RunDir) -> None:
         """Write the record into the run directory; a full or lost disk is no second failure."""

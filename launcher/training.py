@@ -14,6 +14,7 @@ from launcher.context import Context
 from launcher.data import Loader
 from launcher.drift import Drift
 from launcher.faults import Pulse, StopRequest
+from launcher.graphs import Graphs
 from launcher.made import Made
 from launcher.mark import Marker
 from launcher.metrics import Sums, Totals
@@ -82,6 +83,7 @@ class Training:
     average: Average | None = None
     made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
     odd: list[str] = field(default_factory=list)  # parameters that were never finite
+    graphs: Graphs | None = None
     profiler: profile | None = None
     most_steps: int | None = None  # of each loop, for debugging
 

@@ -60,7 +60,8 @@ def first_failure(
     what = first.error.partition("\n")[0] or _death(exits.get(str(first.rank)))
     lines = "\n".join(first.users_frames.splitlines()[-10:]) or _tail(run.log(first.rank))
     return TrainingFailed(
-        f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(), hint=log
+        f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(),
+        hint=f"{first.hint}; {log}" if first.hint else log,
     )
 
 

@@ -149,6 +149,8 @@ def work(
     Rank 0 leaves result.json, the weights and the last lines; `profiled` leaves a trace of each
     rank.
     """
+    if context.rank == 0:
+        print(context.where, flush=True)
     with StopRequest() as stop:
         training = prepare(recipe, context, stop, run=run, source=source)
         rows = resume(training, run)

@@ -27,9 +27,10 @@ class KnowsItsDevice(DistributedDataParallel):
         self.device_ids, self.device_type = [0], "cpu"  # a constructor that asks for it refuses
 
 
-def main(cases: Path, folder: Path) -> None:
-    torch.nn.parallel.DistributedDataParallel = KnowsItsDevice  # type: ignore[misc]  # for Accelerate
-    context = Context(cpu=True)
+def main(cases: Path, folder: Path, *, cpu: bool) -> None:
+    if cpu:
+        torch.nn.parallel.DistributedDataParallel = KnowsItsDevice  # type: ignore[misc]
+    context = Context(cpu=cpu)
     for case in json.loads(cases.read_text()):
         name, recipe_name = case.pop("name"), case.pop("recipe")
         file = find(str(RECIPES / f"{recipe_name}.py"))
@@ -44,4 +45,4 @@ def main(cases: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), cpu=sys.argv[3] == "cpu")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped, TrainingFailed
 from launcher.record import Record
@@ -51,6 +52,14 @@ def test_the_first_cause_is_named(
     assert isinstance(failure, TrainingFailed)
     assert all(word in failure.message for word in words)
     assert failure.hint
+
+
+def test_a_model_that_does_not_fit_is_told_with_the_way_out(run: RunDir) -> None:
+    failure = first_failure([record(0, torch.OutOfMemoryError("tried to allocate"))], run, {})
+    assert failure
+    assert "OutOfMemoryError: tried to allocate" in failure.message
+    assert "micro_batch_size" in str(failure.hint)
+    assert "rank-0.log" in str(failure.hint)
 
 
 @pytest.mark.parametrize("records", [[], [record(0)]])

@@ -80,12 +80,18 @@ def launcher(
 
 
 def many_runs(
-    folder: Path, world_size: int, cases: Sequence[Mapping[str, Any]], *, in_ddp: bool = False
+    folder: Path,
+    world_size: int,
+    cases: Sequence[Mapping[str, Any]],
+    *,
+    in_ddp: bool = False,
+    cpu: bool = True,
+    env: Mapping[str, str] | None = None,
 ) -> None:
     """Train all cases in one set of `world_size` processes: start-up is paid once.
 
     A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters. `in_ddp`
-    makes a group, and so DDP, of one process, too.
+    makes a group, and so DDP, of one process, too; without `cpu` they train on a GPU.
     """
     listed = folder / "cases.json"
     listed.write_text(json.dumps(list(cases)))
@@ -94,7 +100,9 @@ def many_runs(
     if world_size > 1 or in_ddp:
         port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
-    done = command(*start, *script, cwd=folder, timeout_s=280, env={"OMP_NUM_THREADS": "1"})
+    script += ["cpu" if cpu else "cuda"]
+    env = {"OMP_NUM_THREADS": "1", **(env or {})}
+    done = command(*start, *script, cwd=folder, timeout_s=280, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 

@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,12 @@ OPTIONS = {
     "compile": ["compile=true"],
     "channels_last": ["channels_last=true"],
     "data_on_device": ["data_on_device=true"],
+    "fused": ["fused_optimizer=true"],
 }
 OPTIONS["all"] = [word for words in OPTIONS.values() for word in words]
+OPTIONS["graphs"] = ["data_on_device=true", "fused_optimizer=true", "cuda_graphs=true"]
+OPTIONS["all graphs"] = [*OPTIONS["all"], "cuda_graphs=true"]
+BY_HAND = "bf16,channels_last,compile,fused"  # what `all` is compared with
 
 
 def contenders(what: str) -> list[Peer]:
@@ -60,9 +64,16 @@ def contenders(what: str) -> list[Peer]:
     accelerated = [*ACCELERATE, "--num_processes=1", str(PEERS / "cuda_accelerated.py")]
     return [
         Peer("loop", 1, [PYTHON, str(PEERS / "cuda_loop.py")]),
+        Peer("loop all", 1, [PYTHON, str(PEERS / "cuda_loop.py")]),
         Peer("accelerate", 1, accelerated),
         *(Peer(f"launcher {name}".strip(), 1, [*command, *o]) for name, o in OPTIONS.items()),
     ]
+
+
+def measured(peer: Peer, what: str, data: Path, where: Mapping[str, str]) -> Row:
+    """Run a contender once on the GPU; `where` is what its environment has besides."""
+    options = BY_HAND if peer.name == "loop all" else ""
+    return measure(peer, what, data, where={"SPEED_OPTIONS": options, **where})
 
 
 def flops_of_step(model: nn.Module, batch: int, shape: Sequence[int]) -> int:
@@ -117,7 +128,7 @@ def span(event: dict[str, Any]) -> tuple[float, float]:
 
 def traced(peer: Peer, what: str, data: Path, path: Path) -> Trace:
     """Run a contender under the profiler, which writes to a file."""
-    measure(peer, what, data, where={"SPEED_TRACE": str(path)})
+    measured(peer, what, data, {"SPEED_TRACE": str(path)})
     return read_trace(path)
 
 
@@ -127,7 +138,7 @@ def compare(what: str, rounds: int, data: Path) -> tuple[dict[str, float], dict[
     rows: dict[str, list[Row]] = {peer.name: [] for peer in everyone}
     for number in range(rounds):
         for peer in everyone:
-            rows[peer.name].append(measure(peer, what, data, where={}))
+            rows[peer.name].append(measured(peer, what, data, {}))
             print(f"round {number + 1}, {peer.name}: {rows[peer.name][-1]}", file=sys.stderr)
     steps = {name: statistics.median(r["median ms"] for r in rs) / 1e3 for name, rs in rows.items()}
     traces = {p.name: traced(p, what, data, data / f"{what}, {p.name}.json") for p in everyone}
