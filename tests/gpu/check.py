@@ -1,6 +1,6 @@
 """All that this project promises of a CUDA GPU, tried on a bare machine that has one.
 
-    PYTHONPATH=$PWD python3 tests/gpu/check.py --out FOLDER [--stages 1,2,3,4] [--cpu]
+    PYTHONPATH=$PWD python3 tests/gpu/check.py --out FOLDER [--stages 1,2,3,4] [--together 4] [--cpu]
 
 Needs torch, torchvision, accelerate, click, jinja2, psutil, rich and pytest, and no network. Stages
 run in order, each a process of its own with a limit of its own. A line is printed as each ends, and
@@ -15,6 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,12 +89,13 @@ def device() -> str:
     return f"{name}, torch {torch.__version__}, {os.cpu_count()} cores"
 
 
-def check(numbers: list[int], folder: Path, *, cpu: bool) -> bool:
-    """Run stages in order; returns whether all passed."""
+def check(numbers: list[int], folder: Path, *, cpu: bool, together: int) -> bool:
+    """Run stages in order, up to so many at a time; returns whether all passed."""
     results: dict[str, Any] = {"device": device(), "date": time.strftime("%Y-%m-%d"), "stages": []}
     print(results["device"], flush=True)
-    for number in numbers:
-        done = start_stage(number, folder, cpu=cpu)
+    run = partial(start_stage, folder=folder, cpu=cpu)
+    for done in ThreadPoolExecutor(together).map(run, numbers):
+        number = done["stage"]
         results["stages"].append(done)
         (folder / "results.json").write_text(json.dumps(results, indent=1))
         word = "ok" if done["ended"] == 0 else f"FAILED ({done['ended']})"
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stages", default="1,2,3,4,5,6,7")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--together", type=int, default=1, help="stages at a time; not for speed")
     parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.out.resolve()
@@ -122,7 +126,8 @@ def main() -> None:
         run_stage(options.stage, folder, cpu=options.cpu)
         return
     numbers = [int(word) for word in options.stages.split(",")]
-    sys.exit(0 if check(numbers, folder, cpu=options.cpu) else 1)
+    passed = check(numbers, folder, cpu=options.cpu, together=options.together)
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":
