@@ -1,6 +1,6 @@
 """All that this project promises of a CUDA GPU, tried on a bare machine that has one.
 
-    PYTHONPATH=$PWD python3 tests/gpu/check.py --out FOLDER [--stages 1,2,3,4] [--together 4] [--cpu]
+    PYTHONPATH=$PWD python3 tests/gpu/check.py --out FOLDER [--stages 1,2] [--together 4] [--cpu]
 
 Needs torch, torchvision, accelerate, click, jinja2, psutil, rich and pytest, and no network. Stages
 run in order, each a process of its own with a limit of its own. A line is printed as each ends, and
