@@ -14,7 +14,8 @@ WORK = {
     "mlp": ["loop", "accelerate", "launcher", "launcher graphs", "launcher all graphs"],
     "resnet": ["loop all", "launcher all"],
 }
-ROUNDS = 2
+ROUNDS = int(os.environ.get("CHECK_ROUNDS", "2"))
+ONLY = os.environ.get("CHECK_WORK", ",".join(WORK)).split(",")
 
 
 def main(cpu: bool, folder: Path, note: Note) -> None:
@@ -26,7 +27,7 @@ def main(cpu: bool, folder: Path, note: Note) -> None:
     env = os.environ | {"SPEED_DATA": str(folder)}
     subprocess.run([sys.executable, str(PEERS / "work.py")], env=env, check=True)
     where = {**ON_CPU, "CUDA_VISIBLE_DEVICES": ""} if cpu else {}
-    for what in ["mlp"] if cpu else WORK:
+    for what in ["mlp"] if cpu else ONLY:
         everyone = [peer for peer in gpu.contenders(what) if peer.name in WORK[what]]
         steps: dict[str, list[float]] = {peer.name: [] for peer in everyone}
         for _ in range(1 if cpu else ROUNDS):
