@@ -120,15 +120,22 @@ def worker_count(asked: int | None, own_cores: int, *, arrays: bool) -> int:
 class Loader:
     """The shards of one rank, on its device, one for each global batch in order.
 
-    Raises RecipeError where `data_on_device` is asked for and cannot be had.
+    There are no data workers but those that are asked for where it is `alone`. Raises RecipeError
+    where `data_on_device` is asked for and cannot be had.
     """
 
     def __init__(
-        self, dataset: SizedData, sampler: ShardSampler, recipe: Recipe, device: torch.device
+        self,
+        dataset: SizedData,
+        sampler: ShardSampler,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        alone: bool = False,
     ) -> None:
         self.sampler = sampler
         self.device = device
-        own_cores = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        own_cores = 1 if alone else cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = worker_count(recipe.num_workers, own_cores, arrays=in_memory(dataset))
         if recipe.data_on_device:
             dataset = _on_device(dataset, device, workers)

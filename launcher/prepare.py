@@ -63,8 +63,8 @@ def prepare(
         loss_fn=loss_fn,
         optimizer=optimizer,
         scheduler=_scheduler(recipe, optimizer),
-        train_loader=_loader(train_data, recipe, context),
-        test_loader=_loader(test_data, recipe, context, test=True),
+        train_loader=_loader(train_data, recipe, context, most_steps),
+        test_loader=_loader(test_data, recipe, context, most_steps, test=True),
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
         drift=Drift(context, model, loss_fn),
@@ -113,7 +113,9 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler 
     return scheduler
 
 
-def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = False) -> Loader:
+def _loader(
+    data: SizedData, recipe: Recipe, context: Context, most_steps: int | None, *, test: bool = False
+) -> Loader:
     sampler = ShardSampler(
         len(data),
         recipe.test_batch_size if test else recipe.batch_size,
@@ -124,7 +126,8 @@ def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = F
         shuffle=not test,
         torch_order_up_to=recipe.torch_order_up_to,
     )
-    return Loader(data, sampler, recipe, context.device)
+    debugged = most_steps is not None  # in one process, but for data workers that are asked for
+    return Loader(data, sampler, recipe, context.device, alone=debugged)
 
 
 def _fuse(optimizer: torch.optim.Optimizer) -> None:

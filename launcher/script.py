@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,13 +28,12 @@ from launcher.worker import ended, last_words, train, work
 def debug(recipe: Recipe, most_steps: int) -> None:
     """Train a few batches on the CPU in this very process, with nothing in the debugger's way.
 
-    So there are data workers only where the user asks for them.
+    So there are data workers only where the user asks for them. The recipe is as it is for a run.
     """
     torch.autograd.set_detect_anomaly(True)
     context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
     try:
-        once = replace(recipe, epochs=1, num_workers=recipe.num_workers or 0)
-        training = prepare(once, context, StopRequest(), most_steps=most_steps)
+        training = prepare(recipe, context, StopRequest(), most_steps=most_steps)
         training.trackers = Trackers(ConsoleTracker())
         print(last_words(train(training, None), None))
     finally:
