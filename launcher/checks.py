@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from launcher.files import without
 from launcher.run_dir import sync
 
 T = TypeVar("T")
@@ -92,6 +93,15 @@ def _write_and_read(folder: Path) -> None:
             raise OSError(0, "what was written is not what is read")
 
 
+def file_system(folder: Path) -> Check:
+    """Tell what the folder's file system cannot do of what a run would use; it does without."""
+    try:
+        said, _ = _timed(lambda: without(folder))
+    except (OSError, TimeoutError) as error:
+        return Check("file system", False, str(error), "see `disk`")
+    return Check("file system", True, said or "can do all that runs use")
+
+
 def clock(folder: Path) -> Check:
     """Check this machine's clock against that of the folder's file system."""
     remedy = "have it set by NTP (chrony): logs, locks and rendezvous go by it"
@@ -118,7 +128,7 @@ def wandb() -> Check:
 
 def node_checks(folder: Path) -> list[Check]:
     """Check what a machine needs to train in a folder, but for its processes; under a second."""
-    return [versions(), host_name(), port(), disk(folder), clock(folder)]
+    return [versions(), host_name(), port(), disk(folder), file_system(folder), clock(folder)]
 
 
 def _timed(do: Callable[[], T]) -> tuple[T, float]:

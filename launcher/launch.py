@@ -20,6 +20,7 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
+from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
 from launcher.mirror import PATIENCE_S, Mirror
 from launcher.processes import PARENT, cores, shown
@@ -182,6 +183,8 @@ def launch(job: Launch) -> None:
         before = _go_on(job) if job.resumed and not job.managed else {}
         mirrored = job.nodes.node_rank == 0 and not told.get("test")
         mirror = Mirror.of(job.run) if mirrored else None
+        if mirrored:
+            warn_of_disk(job.run.path)
         error = _attempts(job, told)
         if error and job.run.config.exists() and not job.managed:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)

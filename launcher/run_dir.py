@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunDirError
-from launcher.files import make_folders, remove_empty
+from launcher.files import CANNOT, flush, make_folders, remove_empty
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
@@ -271,12 +271,15 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk, so that they survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a folder, to disk, so that they survive a power cut.
+
+    Some file systems cannot flush a folder (see `files.without`); there it is done without.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(path)
+    except OSError as error:
+        if error.errno not in CANNOT or not path.is_dir():
+            raise
 
 
 def assets(kind: str) -> Path:

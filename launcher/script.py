@@ -13,6 +13,7 @@ from launcher import config, lock, wandb_run
 from launcher.context import Context
 from launcher.errors import LauncherError, RecipeError, RunDirError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
+from launcher.files import warn_of_disk
 from launcher.hyperparameters import configure, split_overrides, table
 from launcher.mirror import Mirror
 from launcher.prepare import prepare
@@ -113,6 +114,8 @@ def _run_as_script(
     record, started = Record.started(context.rank), time.time()
     with lock.held(run) if context.rank == 0 else nullcontext():
         mirror = Mirror.of(run) if context.rank == 0 else None
+        if context.rank == 0:
+            warn_of_disk(run.path)
         with logged(run, context.rank, supervised=False) as log:
             code = ended(record, run, log, lambda: work(recipe, run, context, file.source))
         if code:
