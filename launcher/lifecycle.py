@@ -24,6 +24,7 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
+from launcher.gpus import gpus
 from launcher.launch import Launch, Nodes, check, launch
 from launcher.record import write_result
 from launcher.resume import is_completed, resumed
@@ -262,6 +263,8 @@ def _look_at_node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> None:
         check(nodes)
     except BadInput as error:  # it has too few GPUs
         raise NodeFailed(error.message, hint="it is not like the others") from error
+    if not nodes.cpu and gpus() == 0:
+        raise NodeFailed("GPUs were asked for, and this node has none", hint="`sinfo -o %n,%G`")
     if SlurmFolder.of(run).asked()["checks"]:
         vet(run, nodes, env.get("SLURMD_NODENAME", socket.gethostname()))
 

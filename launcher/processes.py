@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -27,8 +28,15 @@ def die_with_parent(parent: int) -> None:
 
 
 def shown(path: Path) -> str:
-    """Return a path as it is found from the folder where the user gave the command."""
-    return os.path.relpath(path, os.environ.get(HERE))
+    """Return a path for people to paste into a shell.
+
+    It is found from the folder where the user gave the command; whole where it lies outside of it,
+    as for a job, whose folder is one that nobody goes to.
+    """
+    found = os.path.relpath(path, os.environ.get(HERE))
+    if Path(found).parts[:1] == (os.pardir,):
+        found = os.path.abspath(path)  # noqa: PTH100  # not `absolute`, which keeps ".."
+    return shlex.quote(f"./{found}" if found.startswith("-") else found)
 
 
 def cores() -> int:

@@ -17,6 +17,7 @@ from launcher.files import warn_of_disk
 from launcher.hyperparameters import configure, split_overrides, table
 from launcher.mirror import Mirror
 from launcher.prepare import prepare
+from launcher.processes import shown
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find
 from launcher.record import Record, logged, write_result
@@ -150,4 +151,4 @@ def _say_how_it_ended(record: Record, run: RunDir, context: Context, seconds: fl
         return
     ending = Stopped if record.state == "stopped" else TrainingFailed
     write_result(run, context.world_size, ending(record.error), seconds)
-    print(f"hint: launcher resume {run.path}", file=sys.stderr)
+    print(f"hint: launcher resume {shown(run.path)}", file=sys.stderr)

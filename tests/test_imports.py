@@ -47,6 +47,7 @@ LAUNCHER_SIDE = [
     "snapshot",
     "doctor",
     "slurm_profile",
+    "slurm_options",
     "doctor_slurm",
     "slurm",
     "slurm_turn",
