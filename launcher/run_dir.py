@@ -109,6 +109,10 @@ class RunDir:
         """Exit codes of the processes whose failure ended one node, by global rank."""
         return self.logs / f"node-{node_rank}-exits.json"
 
+    def node_mark(self, node_rank: int) -> Path:
+        """How far one node of a job came in a start (see `launcher.node_marks`)."""
+        return self.logs / f"node-{node_rank}-mark.txt"
+
     def node_error(self, node_rank: int) -> Path:
         """What was wrong with one node, where no rank was the cause."""
         return self.logs / f"node-{node_rank}-error.json"
