@@ -1,5 +1,6 @@
 """Checks of one machine that need no torch: each is ok, or says what is wrong and what to do."""
 
+import errno
 import netrc
 import os
 import platform
@@ -7,7 +8,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -76,10 +77,16 @@ def disk(folder: Path) -> Check:
         _, seconds = _timed(lambda: _write_and_read(folder))
     except (OSError, TimeoutError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        return Check("disk", False, f"`{folder}` cannot be written: {said}", remedy, True)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)  # for all machines
+        return Check("disk", False, f"`{folder}` cannot be written: {said}", remedy, not full)
     speed = _DISK_BYTES / seconds
     detail = f"{_DISK_BYTES / 1e6:.0f} MB written and flushed at {speed / 1e6:,.0f} MB/s"
     return Check("disk", True, detail, figures={"s": seconds, "bytes_per_s": speed})
+
+
+def seen_file(folder: Path, env: Mapping[str, str]) -> Path:
+    """Return the file with which rank 0 asks whether all machines see the same folder."""
+    return folder / f".seen-{env['PET_RDZV_ID']}.tmp"
 
 
 def _write_and_read(folder: Path) -> None:

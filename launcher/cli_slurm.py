@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from launcher import lifecycle, slurm_control, slurm_local, slurm_requeue
+from launcher import job_node, lifecycle, slurm_control, slurm_local, slurm_requeue
 from launcher.cli_run import TRACKING
 from launcher.cli_words import TakesHyperparameters
 from launcher.errors import BadInput
@@ -157,7 +157,7 @@ def node(run_dir: Path, nproc: int, nnodes: int, node_rank: int, rdzv_endpoint: 
     run = RunDir(run_dir.absolute())
     cpu = bool(run.read_config()["cpu"])
     nodes = Nodes(nproc, nnodes, node_rank, rdzv_endpoint, cpu)
-    sys.exit(lifecycle.node(run, nodes, os.environ))
+    sys.exit(job_node.node(run, nodes, os.environ))
 
 
 @job.command()

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -263,7 +264,12 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
         return NodeFailed(supervisor.hang, hint=hint)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)
-    return verdict(run, ranks, [nodes.node_rank], code)
+    error = verdict(run, ranks, [nodes.node_rank], code)
+    if error and not supervisor.requests and not any(run.record(r).exists() for r in job.ranks):
+        # They did not come to their own first line: torch is not there, or not whole.
+        words = f"on {socket.gethostname()} {error.message}"
+        return NodeFailed(words, hint=error.hint, own_fault=True)
+    return error
 
 
 def _steps_done(job: Launch) -> int:

@@ -7,15 +7,15 @@ own fault: a full shared disk, or an environment without torch, is the same ever
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from launcher.run_dir import RunDir, read_json
 
-# The node's script runs; Python does; its disk, clock and name are sound; torch can be imported; all
-# processes can use their devices. After all of them come processes that train.
+# The node's script runs; Python does; its disk, clock and name are sound; torch can be imported;
+# all processes can use their devices. After all of them come processes that train.
 Stage = Literal["came", "began", "sound", "loaded", "able"]
 _STAGES: tuple[str, ...] = get_args(Stage)
 _PATIENCE_S = 20.0  # for other nodes to come further, or to fail alike
@@ -48,7 +48,7 @@ def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
     found = {word: rest for word, _, rest in told}
     stage = max((at for at, name in enumerate(_STAGES, 1) if name in found), default=0)
     ranks = range(node_rank * nproc, (node_rank + 1) * nproc)
-    if all(run.record(rank).exists() for rank in ranks):
+    if any(run.record(rank).exists() for rank in ranks):
         stage = len(_STAGES) + 1
     error = read_json(run.node_error(node_rank)) or {}
     fault = error.get("error", "") if error.get("own_fault") else ""
@@ -65,7 +65,8 @@ def look_at_all(run: RunDir, nproc: int, names: Sequence[str]) -> list[Came]:
     """
     all_of = [look(run, rank, nproc, name) for rank, name in enumerate(names)]
     absent = sum(one.stage == 0 for one in all_of)
-    if 2 * absent > len(all_of):  # a script of the user's own leaves none
+    # A script of the user's own leaves none; and processes start when all nodes have come.
+    if 2 * absent > len(all_of) or any(one.stage > len(_STAGES) for one in all_of):
         return all_of
     words = f"it left no mark in {run.logs}"
     hint = "is the file system of the run directory mounted there?"
@@ -83,15 +84,17 @@ def to_blame(all_of: Sequence[Came], before: Mapping[str, str]) -> dict[str, str
     """
     faulty = [one for one in all_of if one.fault]
     if len(all_of) == 1:
-        return {one.node: one.fault for one in faulty if not alike(one, before)}
+        return {one.node: one.fault for one in faulty if one.node and not alike(one, before)}
     farthest = max((one.stage for one in all_of), default=0)
-    return {one.node: one.fault for one in faulty if one.stage < farthest}
+    return {one.node: one.fault for one in faulty if one.node and one.stage < farthest}
 
 
 def alike(one: Came, before: Mapping[str, str]) -> list[str]:
     """Return the other nodes that had the same fault, but for names and figures."""
     plain = _plain(one.fault, one.node)
-    return [name for name, fault in before.items() if name != one.node and _plain(fault, name) == plain]
+    return [
+        name for name, fault in before.items() if name != one.node and _plain(fault, name) == plain
+    ]
 
 
 def _plain(fault: str, node: str) -> str:
@@ -107,8 +110,8 @@ def give_others_time(run: RunDir, node_rank: int, nnodes: int, nproc: int) -> No
     near = [(node_rank + step) % nnodes for step in range(1, min(nnodes, _NEIGHBOURS + 1))]
     deadline = time.monotonic() + _PATIENCE_S
     while near and time.monotonic() < deadline:
-        others = [look(run, rank, nproc) for rank in near]
-        failed = [one.fault or run.node_error(rank).exists() for rank, one in zip(near, others)]
-        if any(one.stage > mine for one in others) or all(failed):
+        others = {rank: look(run, rank, nproc) for rank in near}
+        failed = [one.fault or run.node_error(rank).exists() for rank, one in others.items()]
+        if any(one.stage > mine for one in others.values()) or all(failed):
             return
         time.sleep(0.5)

@@ -92,6 +92,11 @@ def job_state(job: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key in ("JobState", "Reason", "Command")}
 
 
+def hostnames(nodes: str) -> list[str]:
+    """Return the names in a list as SLURM writes it, n[1-2]; [] where scontrol cannot be asked."""
+    return scontrol("show", "hostnames", nodes).stdout.split() if nodes else []
+
+
 def scontrol(*words: str) -> "subprocess.CompletedProcess[str]":
     """Ask the controller from within a job; where there is no answer the exit code is not 0."""
     line = ["scontrol", *words]

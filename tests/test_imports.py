@@ -34,6 +34,7 @@ FLOOR = {
     "checks",
     "wandb_run",
     "runs",
+    "node_marks",
 }
 LAUNCHER_SIDE = [
     "start",
@@ -53,6 +54,7 @@ LAUNCHER_SIDE = [
     "slurm_turn",
     "slurm_requeue",
     "lifecycle",
+    "job_node",
     "slurm_render",
     "slurm_local",
     "submit",
