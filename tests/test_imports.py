@@ -34,7 +34,6 @@ FLOOR = {
     "checks",
     "wandb_run",
     "runs",
-    "node_marks",
 }
 LAUNCHER_SIDE = [
     "start",
@@ -48,13 +47,11 @@ LAUNCHER_SIDE = [
     "snapshot",
     "doctor",
     "slurm_profile",
-    "slurm_options",
     "doctor_slurm",
     "slurm",
     "slurm_turn",
     "slurm_requeue",
     "lifecycle",
-    "job_node",
     "slurm_render",
     "slurm_local",
     "submit",

@@ -1,0 +1,293 @@
+"""One job of each kind of end, on both makes of cluster: what is disturbed ends the same.
+
+All jobs of a cluster run at the same time, for they wait more than they compute. Each is told by a
+function here: it submits, disturbs and waits, and the test of its kind looks at what it gives.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import strict_cluster as strict
+from slurm_cluster import Cluster, missing, slurm_cluster
+from submitted import CURVE, ENDS, WORDS, Submitted, check_same, in_mid_epoch, submit, verdicts
+from submitted import two_nodes as two
+from training import RECIPES, Run, launcher, wait_for
+
+from launcher import slurm_status
+from launcher.checkpoint_files import all_of
+from launcher.run_dir import RunDir
+from launcher.slurm_job import SlurmFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
+# On two nodes for itself, where others would be disturbed as well.
+Told = Callable[[Cluster, Path], Submitted]
+
+
+def completed(cluster: Cluster, folder: Path) -> Submitted:
+    return ended(submit(cluster, folder, "digits", "epochs=3", "--nodes=2", "--nproc=2"))
+
+
+def undisturbed(cluster: Cluster, folder: Path) -> Submitted:
+    """Pauses change no number."""
+    return ended(two(cluster, folder, step_s=0))
+
+
+def time_limit(cluster: Cluster, folder: Path) -> Submitted:
+    # SLURM warns early: after 80 to 110 s of these two minutes.
+    return ended(two(cluster, folder, "--time=2", "--sbatch=signal=B:USR1@10", step_s=1.5))
+
+
+def warned(cluster: Cluster, folder: Path) -> Submitted:
+    job = in_mid_epoch(two(cluster, folder, "--tracking=offline"))
+    cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
+    return ended(job)
+
+
+def preempted(cluster: Cluster, folder: Path) -> Submitted:
+    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n3,n4"))
+    preempt(cluster, folder, "n3,n4")
+    return ended(job)
+
+
+def given_time(cluster: Cluster, folder: Path) -> Submitted:
+    options = ("--partition=grace", "--sbatch=nodelist=n5,n6")
+    job = in_mid_epoch(two(cluster, folder, *options))
+    preempt(cluster, folder, "n5,n6")
+    return ended(job)
+
+
+def lost(cluster: Cluster, folder: Path) -> Submitted:
+    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n7,n8"))
+    cluster.kill_node("n8")
+    job.wait("PENDING", timeout_s=90)
+    cluster.start_node("n8")
+    return ended(job)
+
+
+def silent(cluster: Cluster, folder: Path) -> Submitted:
+    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n7,n9"))
+    cluster.cut("n9")
+    job.wait("PENDING", timeout_s=90)
+    cluster.heal("n9")
+    return ended(job)
+
+
+def worker_killed(cluster: Cluster, folder: Path) -> Submitted:
+    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n1,n2"))
+    # The worker was forked from the agent, and has its command line.
+    agents = {p.pid for p in cluster.processes("n2") if f"start agent {job.path}/" in p.command}
+    [worker] = [pid for pid in agents if psutil.Process(pid).ppid() in agents]
+    os.kill(worker, signal.SIGKILL)
+    return ended(job)
+
+
+def failed(cluster: Cluster, folder: Path) -> Submitted:
+    words = ["what=raise", "at_rank=1", "batch_size=10", "--nodes=2", "--max-failures=0"]
+    options = ["--sbatch=nodelist=n1,n2"]
+    return ended(submit(cluster, folder, RECIPES / "trouble.py", *words, *options))
+
+
+def cancelled(cluster: Cluster, folder: Path) -> Submitted:
+    job = in_mid_epoch(two(cluster, folder))
+    done = launcher("cancel", job.path, cwd=folder, env=cluster.env)
+    assert done.returncode == 0, done.stderr
+    return ended(job)
+
+
+def chain(cluster: Cluster, folder: Path) -> Submitted:
+    job = two(cluster, folder, "--chain=3")
+    cluster.run("scancel", "--signal=USR1", "--batch", str(in_mid_epoch(job).job))
+    for link in SlurmFolder(job.path / "slurm").jobs():
+        cluster.wait(int(link.id), *ENDS, timeout_s=300)
+    return job
+
+
+def grid(cluster: Cluster, folder: Path) -> Submitted:
+    """The second of its two tasks is warned."""
+    words = [CURVE, *WORDS, "step_s=0.15", "--grid=seed=0,1", "--max-parallel=2"]
+    array = submit(cluster, folder, *words)
+    first, second = tasks_of(array)
+    wait_for(lambda: second.step >= 28, timeout_s=240, every_s=0.3)
+    cluster.run("scancel", "--signal=USR1", "--batch", f"{array.job}_1")
+    wait_for(lambda: first.completed and second.completed, timeout_s=400, every_s=0.3)
+    return array
+
+
+KINDS: list[Told] = [undisturbed, time_limit, silent, lost, given_time, preempted, grid, chain]
+KINDS += [warned, worker_killed, cancelled, completed, failed]
+
+
+@pytest.fixture(scope="module", params=["plain", "strict"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    make = {"plain": Cluster, "strict": strict.StrictCluster}[request.param]
+    if reason := missing() if make is Cluster else strict.missing():
+        pytest.skip(reason)
+    # MessageTimeout: as in test_cluster_jobs. More cores than are, for all jobs on n1 and n2.
+    extra = ["KillWait=10", "MessageTimeout=15"]
+    folder = tmp_path_factory.mktemp("slurm")
+    with slurm_cluster(folder, nodes=9, cpus=16, extra=extra, make=make) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def told(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Told], Submitted]]:
+    """What became of the job of a kind; all kinds are under way."""
+    with ThreadPoolExecutor(6) as pool:  # so many at a time: each has processes of its own
+        jobs: dict[Told, Future[Submitted]] = {
+            kind: pool.submit(kind, cluster, tmp_path_factory.mktemp(kind.__name__))
+            for kind in KINDS
+        }
+        yield lambda kind: jobs[kind].result()
+        pool.shutdown(cancel_futures=True)
+
+
+Of = Callable[[Told], Submitted]
+
+
+def ended(job: Submitted) -> Submitted:
+    job.wait(timeout_s=400)
+    return job
+
+
+def preempt(cluster: Cluster, folder: Path, nodes: str) -> None:
+    """A job that matters more wants these nodes."""
+    script = folder / "high.sh"
+    script.write_text("#!/bin/bash\nsrun true\n")
+    options = ("-phigh", "--nodes=2", f"--nodelist={nodes}", "--exclusive", "--output=/dev/null")
+    cluster.wait(cluster.submit(script, *options), "COMPLETED", timeout_s=90)
+
+
+def tasks_of(array: Submitted) -> list[Submitted]:
+    return [Submitted(array.path / str(task), array.cluster, 0) for task in range(2)]
+
+
+def check(job: Submitted, told: Of, *ends: str) -> None:
+    """It was started so often, and ended as the undisturbed run."""
+    assert job.cluster.state(job.job) == "COMPLETED", job.said
+    assert verdicts(job) == list(ends)
+    check_same(job, told(undisturbed))
+
+
+def test_two_nodes_train_what_one_process_trains(told: Of, tmp_path: Path) -> None:
+    job = told(completed)
+    assert verdicts(job) == verdicts(told(undisturbed)) == ["completed"]
+    launcher("run", "digits", "epochs=3", "--run-dir", "alone", cwd=tmp_path)
+    alone = Run(tmp_path / "alone")
+    assert job.result["world_size"] == 4
+    assert job.farthest(alone) < 1e-5
+    assert job.result["test_correct"] == alone.result["test_correct"]
+    # SLURM may say how a job ended before the last of its output is in the file.
+    wait_for(lambda: "Done: test accuracy" in job.said)
+
+
+def test_a_job_that_slurm_warns_is_requeued_and_ends_as_if_nothing_had_been(told: Of) -> None:
+    job = told(warned)
+    check(job, told, "timeout", "completed")
+    config = json.loads((job.path / "config.json").read_text())
+    pieces = {path.name.rpartition("-")[2] for path in job.path.glob("wandb/offline-run-*")}
+    assert pieces == {config["tracking"]["run_id"]}  # one run of W&B, whoever started it
+
+
+def test_a_time_limit_is_lived_through(told: Of) -> None:
+    job = told(time_limit)
+    check(job, told, *["timeout"] * (len(job.attempts) - 1), "completed")
+    assert len(job.attempts) > 1
+
+
+def test_a_preempted_job_goes_on_afterwards(told: Of) -> None:
+    check(told(preempted), told, "interrupted", "completed")
+
+
+def test_a_preempted_job_that_is_given_time_loses_no_step(told: Of) -> None:
+    """With GraceTime SLURM sends SIGTERM to the steps alone, and takes the nodes later."""
+    job = told(given_time)
+    check(job, told, "interrupted", "completed")
+    assert f"goes on after step {job.attempts[0].step} " in job.said
+
+
+@pytest.mark.parametrize("kind", [lost, silent])
+def test_a_lost_node_costs_no_more_than_a_restart(told: Of, kind: Told) -> None:
+    job = told(kind)
+    # SLURM, still busy with what ran on the node, may end the next start there: it goes on.
+    ends = [*["interrupted"] * (len(job.attempts) - 1), "completed"]
+    check(job, told, *ends)
+    assert 2 <= len(job.attempts) <= 3
+
+
+def test_a_killed_worker_is_named_and_the_job_starts_again(told: Of) -> None:
+    job = told(worker_killed)
+    check(job, told, "failed", "completed")
+    assert "rank 1 on n2 failed first: killed by SIGKILL" in job.said
+
+
+def test_a_failed_run_is_failed_for_slurm_too_and_says_who_and_why(told: Of) -> None:
+    job = told(failed)
+    assert job.cluster.job(job.job)["ExitCode"] == "1:0"
+    wait_for(lambda: "rank 1 on n2 failed first: ValueError: the third wheel came off" in job.said)
+    assert job.result["state"] == "failed"
+    assert verdicts(job) == ["failed"]
+
+
+def test_a_cancelled_job_ends_for_good_with_a_checkpoint(told: Of) -> None:
+    job = told(cancelled)
+    assert job.cluster.state(job.job) == "CANCELLED"
+    wait_for(lambda: verdicts(job) == ["interrupted"])
+    saved = [checkpoint.step for checkpoint in all_of(RunDir(job.path).checkpoints)]
+    assert saved[-1] == job.attempts[0].step
+
+
+def test_where_requeueing_is_forbidden_a_chain_goes_on(told: Of) -> None:
+    job = told(chain)
+    links = [job.cluster.job(int(one.id)) for one in SlurmFolder(job.path / "slurm").jobs()]
+    ends = [("FAILED", "75:0"), ("COMPLETED", "0:0"), ("COMPLETED", "0:0")]
+    assert [(link["JobState"], link["ExitCode"]) for link in links] == ends
+    assert verdicts(job) == ["timeout", "completed"]
+    check_same(job, told(undisturbed))
+
+
+def test_a_grid_is_an_array_whose_tasks_are_requeued_one_by_one(told: Of) -> None:
+    array = told(grid)
+    first, second = tasks_of(array)
+    assert [verdicts(first), verdicts(second)] == [["completed"], ["timeout", "completed"]]
+    assert first.farthest(second) > 1e-3
+    [job] = SlurmFolder(second.path / "slurm").jobs()
+    assert job.name == f"{array.job}_1"
+    [log] = SlurmFolder(second.path / "slurm").outputs()
+    wait_for(lambda: "Done: test accuracy" in log.read_text())
+
+
+def test_status_tells_each_end_whether_slurm_remembers_the_job_or_not(
+    told: Of, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    jobs = {kind.__name__: [told(kind)] for kind in KINDS} | {"grid": tasks_of(told(grid))}
+    paths = [job.path for those in jobs.values() for job in those]
+    ends = {"failed": "failed", "cancelled": "cancelled"}
+    states = [ends.get(name, "completed") for name, those in jobs.items() for _ in those]
+    assert [one.state for one in slurm_status.statuses(paths)] == states
+    names = [job.id for path in paths for job in SlurmFolder(path / "slurm").jobs()]
+    remembered = {name: job.state for name, job in slurm_status.jobs_now(names).items()}
+    monkeypatch.setattr(slurm_status, "_squeue", lambda _: {})  # it forgets after MinJobAge
+    accounted = {name: job.state for name, job in slurm_status.jobs_now(names).items()}
+    if isinstance(cluster, strict.StrictCluster):
+        assert accounted == remembered
+    else:  # without accounting nobody knows who stopped it
+        assert accounted == {}
+        states[list(jobs).index("cancelled")] = "stopped"
+    assert [one.state for one in slurm_status.statuses(paths)] == states
+
+
+def test_nobody_is_left_on_any_node(told: Of, cluster: Cluster) -> None:
+    for kind in KINDS:
+        told(kind)
+    wait_for(lambda: not any(map(cluster.processes, cluster.nodes)), timeout_s=30)
