@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from launcher import checkpoint_files as files
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import unwrapped
-from launcher.device import on_host
+from launcher.device import on_host, reserve
 from launcher.errors import BadInput
 from launcher.made import Made, refuse_other_schedule, with_changes
 from launcher.mark import Marker
@@ -46,6 +46,7 @@ class Saver:
         self.failures = 0  # in a row
         self.last_error = ""
         self._marker = marker or Marker(None)
+        self._reserved = False
         self._proven = False  # a first save has been seen to load without running code
         self._thread: threading.Thread | None = None
 
@@ -67,6 +68,15 @@ class Saver:
             target=self._write, args=(name, model, state, facts), name="checkpoint"
         )
         self._thread.start()
+
+    def reserve(self, training: Training) -> None:
+        """Have memory for the copies before the first of them is made; after a first step."""
+        if training.context.rank == 0 and not self._reserved:
+            self._reserved = True
+            average = training.average.weights if training.average else None
+            reserve(
+                [unwrapped(training.model).state_dict(), training.optimizer.state_dict(), average]
+            )
 
     def wait(self) -> None:
         """Wait until the save in flight has ended."""

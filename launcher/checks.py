@@ -1,5 +1,6 @@
 """Checks of one machine that need no torch: each is ok, or says what is wrong and what to do."""
 
+import errno
 import netrc
 import os
 import platform
@@ -7,13 +8,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from launcher.files import without
 from launcher.run_dir import sync
 
 T = TypeVar("T")
@@ -75,10 +77,16 @@ def disk(folder: Path) -> Check:
         _, seconds = _timed(lambda: _write_and_read(folder))
     except (OSError, TimeoutError) as error:
         said = getattr(error, "strerror", None) or str(error)
-        return Check("disk", False, f"`{folder}` cannot be written: {said}", remedy, True)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)  # for all machines
+        return Check("disk", False, f"`{folder}` cannot be written: {said}", remedy, not full)
     speed = _DISK_BYTES / seconds
     detail = f"{_DISK_BYTES / 1e6:.0f} MB written and flushed at {speed / 1e6:,.0f} MB/s"
     return Check("disk", True, detail, figures={"s": seconds, "bytes_per_s": speed})
+
+
+def seen_file(folder: Path, env: Mapping[str, str]) -> Path:
+    """Return the file with which rank 0 asks whether all machines see the same folder."""
+    return folder / f".seen-{env['PET_RDZV_ID']}.tmp"
 
 
 def _write_and_read(folder: Path) -> None:
@@ -90,6 +98,15 @@ def _write_and_read(folder: Path) -> None:
         written.rename(renamed)
         if renamed.read_bytes() != content:
             raise OSError(0, "what was written is not what is read")
+
+
+def file_system(folder: Path) -> Check:
+    """Tell what the folder's file system cannot do of what a run would use; it does without."""
+    try:
+        said, _ = _timed(lambda: without(folder))
+    except (OSError, TimeoutError) as error:
+        return Check("file system", False, str(error), "see `disk`")
+    return Check("file system", True, said or "can do all that runs use")
 
 
 def clock(folder: Path) -> Check:
@@ -118,7 +135,7 @@ def wandb() -> Check:
 
 def node_checks(folder: Path) -> list[Check]:
     """Check what a machine needs to train in a folder, but for its processes; under a second."""
-    return [versions(), host_name(), port(), disk(folder), clock(folder)]
+    return [versions(), host_name(), port(), disk(folder), file_system(folder), clock(folder)]
 
 
 def _timed(do: Callable[[], T]) -> tuple[T, float]:

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from launcher import slurm_control
-from launcher.cli_slurm import sbatch_of, with_sbatch_options
+from launcher.cli_slurm import sbatch_of, warn_if_stuck, with_sbatch_options
 from launcher.errors import BadInput
+from launcher.processes import shown
 from launcher.slurm_status import NoAnswer, Status, find, statuses
 from launcher.slurm_status import status as status_of
 
@@ -101,7 +102,8 @@ def cancel(which: tuple[str, ...], as_json: bool) -> None:
         return
     for one in cancelled:
         click.echo(
-            f"job {one.job}, {one.was}, was told to end; go on: launcher resubmit {one.run_dir}"
+            f"job {one.job}, {one.was}, was told to end; "
+            f"go on: launcher resubmit {shown(Path(one.run_dir))}"
         )
     if not cancelled:
         click.echo("nothing to cancel: no job of these runs waits or runs")
@@ -127,7 +129,8 @@ def resubmit(run_dir: Path, as_json: bool, **options: Any) -> None:
     jobs = slurm_control.resubmit(run_dir, sbatch_of(options), budgets)
     if as_json:
         click.echo(json.dumps({"run_dir": str(run_dir), "jobs": [asdict(job) for job in jobs]}))
-        return
-    for job in jobs:
-        click.echo(f"job {job.name} goes on with {run_dir}")
-    click.echo(f"follow it: launcher logs {run_dir} --follow")
+    else:
+        for job in jobs:
+            click.echo(f"job {job.name} goes on with {run_dir}")
+        click.echo(f"follow it: launcher logs {shown(run_dir)} --follow")
+    warn_if_stuck(jobs, run_dir)

@@ -7,6 +7,7 @@ import click
 from launcher.errors import BadInput
 from launcher.files import make_folders, remove_empty
 from launcher.hyperparameters import table
+from launcher.processes import shown
 from launcher.recipe_file import bundled, find, one_line, outline
 
 
@@ -47,4 +48,4 @@ def copy(recipe: str, target: Path) -> None:
     except OSError as error:
         remove_empty(made)
         raise BadInput(f"`{target}` cannot be written: {error.strerror}") from error
-    click.echo(f"copied; train it with: launcher run {target}")
+    click.echo(f"copied; train it with: launcher run {shown(target)}")

@@ -1,6 +1,7 @@
 """The commands that look at runs: list them, and put some into one page."""
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ def runs(folder: Path, as_json: bool) -> None:
     Newest first. FOLDER is `runs` where none is named, and is looked through four levels deep.
     Hyperparameters are compared among the runs of one recipe.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  # `is_dir` raises for what no name can be
         raise BadInput(
             f"there is no folder `{folder}`", hint="name the folder that holds run directories"
         )

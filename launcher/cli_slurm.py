@@ -3,20 +3,22 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from launcher import lifecycle, slurm_control, slurm_local, slurm_requeue
+from launcher import job_node, lifecycle, slurm_control, slurm_local, slurm_requeue
 from launcher.cli_run import TRACKING
 from launcher.cli_words import TakesHyperparameters
 from launcher.errors import BadInput
 from launcher.launch import Nodes
+from launcher.processes import shown
 from launcher.run_dir import RunDir
-from launcher.slurm_profile import sbatch_options
+from launcher.slurm_job import Job
+from launcher.slurm_options import sbatch_options, value_of
 
 # Options of sbatch that have a name of their own here; all others go through --sbatch.
 SBATCH = {
@@ -49,8 +51,15 @@ def with_sbatch_options(command: Callable[..., None]) -> Callable[..., None]:
 def sbatch_of(options: Mapping[str, Any]) -> dict[str, str]:
     """Return sbatch's options among those of a command, without dashes."""
     named = {name: options[name.replace("-", "_")] for name in SBATCH}
-    given = {name: value for name, value in named.items() if value is not None}
+    given = {name: value_of(name, value) for name, value in named.items() if value is not None}
     return given | sbatch_options(options["sbatch"])
+
+
+def warn_if_stuck(jobs: Sequence[Job], run_dir: Path) -> None:
+    """Say it where new jobs of a run would wait for ever."""
+    if reason := slurm_control.never_starts(jobs):
+        words = f"warning: it can never start as it is ({reason})"
+        click.secho(f"{words}: launcher cancel {shown(run_dir)}", fg="yellow", err=True)
 
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
@@ -106,18 +115,21 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
         click.echo(as_json or slurm_shown.shown(plan))
         return
     submission.check(plan, queue=not options["local"])
+    if options["local"]:
+        slurm_local.check(plan.nodes, plan.request.gpus)
     folder = submission.make(plan)
     if options["local"]:
         sys.exit(slurm_local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0))
     jobs = submission.submit(plan, folder)
-    shown = os.path.relpath(plan.request.run_dir)
+    where = shown(plan.request.run_dir)
     if options["as_json"]:
         told = {"jobs": [job.id for job in jobs], "run_dir": str(plan.request.run_dir)}
         click.echo(json.dumps(told))
     else:
-        click.echo(f"job {', '.join(job.id for job in jobs)}: {shown}")
+        click.echo(f"job {', '.join(job.id for job in jobs)}: {where}")
         what = "status" if plan.wishes.grid else "logs --follow"
-        click.echo(f"follow it with: launcher {what} {shown}")
+        click.echo(f"follow it with: launcher {what} {where}")
+    warn_if_stuck(jobs, plan.request.run_dir)
     if options["follow"]:
         sys.exit(0 if slurm_control.follow_run(plan.request.run_dir) == "completed" else 1)
 
@@ -145,7 +157,7 @@ def node(run_dir: Path, nproc: int, nnodes: int, node_rank: int, rdzv_endpoint: 
     run = RunDir(run_dir.absolute())
     cpu = bool(run.read_config()["cpu"])
     nodes = Nodes(nproc, nnodes, node_rank, rdzv_endpoint, cpu)
-    sys.exit(lifecycle.node(run, nodes, os.environ))
+    sys.exit(job_node.node(run, nodes, os.environ))
 
 
 @job.command()

@@ -83,7 +83,8 @@ class Context:
         """What the run is computed on, for people."""
         count = f"{self.world_size} process" + "es" * (self.world_size > 1)
         if self.device.type != "cuda":
-            return f"{count} on the CPU, {torch.get_num_threads()} threads each"
+            threads = torch.get_num_threads()
+            return f"{count} on the CPU, {threads} thread{'s' * (threads > 1)} each"
         how = "sharing GPUs over gloo, for tests" if shared() else "a GPU each"
         return f"{count}, {how}: {torch.cuda.get_device_name(self.device)}"
 
@@ -136,9 +137,16 @@ class Context:
     def wrap(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, with autocast as asked, and wrap it in DDP; collective."""
         wrapped = cast("nn.Module", self.accelerator.prepare_model(model))
+        if wrapped is model and dist.is_initialized() and _trains(model):
+            wrapped = self._in_ddp(model)
         if isinstance(wrapped, DistributedDataParallel):
             _settle_buckets(wrapped)
         return wrapped
+
+    def _in_ddp(self, model: nn.Module) -> nn.Module:
+        """Wrap as Accelerate does, but for a world of one, which it leaves alone on a GPU."""
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, devices, **self.accelerator.ddp_handler.to_kwargs())
 
     def gradients(self, model: nn.Module, *, synchronise: bool) -> AbstractContextManager[None]:
         """Forward and backward of a micro-batch; only the last of a step synchronises ranks."""
@@ -160,6 +168,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model inside DDP: forward passes that do not wait for other ranks."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     return cast("nn.Module", inner)
+
+
+def _trains(model: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def usable_gpus() -> int:

@@ -22,6 +22,7 @@ from launcher.sampler import ShardIndices, ShardSampler
 
 T = TypeVar("T")
 
+_SMALL = 0.05  # share of a GPU's free memory that data may take unasked
 _MOST_WORKERS = 8  # that a training process starts by itself
 
 
@@ -120,17 +121,25 @@ def worker_count(asked: int | None, own_cores: int, *, arrays: bool) -> int:
 class Loader:
     """The shards of one rank, on its device, one for each global batch in order.
 
-    Raises RecipeError where `data_on_device` is asked for and cannot be had.
+    There are no data workers but those that are asked for where it is `alone`. Raises RecipeError
+    where `data_on_device` is asked for and cannot be had.
     """
 
     def __init__(
-        self, dataset: SizedData, sampler: ShardSampler, recipe: Recipe, device: torch.device
+        self,
+        dataset: SizedData,
+        sampler: ShardSampler,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        alone: bool = False,
     ) -> None:
         self.sampler = sampler
         self.device = device
-        own_cores = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        own_cores = 1 if alone else cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = worker_count(recipe.num_workers, own_cores, arrays=in_memory(dataset))
-        if recipe.data_on_device:
+        wanted = recipe.data_on_device
+        if wanted or (wanted is None and not workers and _is_small(dataset, device)):
             dataset = _on_device(dataset, device, workers)
         fetcher = _Fetcher(dataset, recipe, CPU if workers else device)
         self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
@@ -161,6 +170,14 @@ class Loader:
     def _moved(self, shard: Shard) -> Shard:
         there = partial(moved, device=self.device)
         return cast("Shard", pytree.tree_map_only(Tensor, there, shard))
+
+
+def _is_small(dataset: SizedData, device: torch.device) -> bool:
+    """Whether a dataset is arrays that take next to nothing of a GPU's free memory."""
+    if device.type != "cuda" or not in_memory(dataset):
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(array.nbytes for array in dataset.arrays) < _SMALL * free
 
 
 def _on_device(dataset: SizedData, device: torch.device, workers: int) -> ArrayDataset:

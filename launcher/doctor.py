@@ -9,47 +9,66 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.checks import CLOCKS_S, Check, node_checks, wandb
+from launcher.checks import CLOCKS_S, Check, node_checks, seen_file, wandb
 from launcher.errors import BadInput, NodeFailed
 from launcher.files import make_folders, remove_empty
 from launcher.gpus import gpus
 from launcher.launch import Nodes, command, environment
+from launcher.node_marks import note
 from launcher.processes import kill_tree
 from launcher.run_dir import RunDir, read_json
-from launcher.slurm_job import SlurmFolder
 
 PROBE_TIMEOUT_S = 300.0  # torch may come from a slow network file system
+_POLL_S = 0.1
+_NO_ANSWER = "no answer in"
 
 
-def process_checks(nodes: Nodes, shared: Path, timeout_s: float = PROBE_TIMEOUT_S) -> list[Check]:
+def process_checks(
+    nodes: Nodes,
+    shared: Path,
+    timeout_s: float = PROBE_TIMEOUT_S,
+    on_devices: Callable[[], None] = lambda: None,
+) -> list[Check]:
     """Start this machine's processes as a run would, have them talk, and judge what they report.
 
     Collective over machines: each calls it with its own `node_rank`. `shared` is a folder that all
-    should see.
+    should see. `on_devices` is called when all processes here have used their devices.
     """
     with tempfile.TemporaryDirectory(prefix="launcher-doctor-") as place:
         results = RunDir(Path(place))
         results.logs.mkdir()
         began = time.monotonic()
-        trouble = _probe(nodes, results, shared, timeout_s)
+        trouble = _probe(nodes, results, shared, timeout_s, on_devices)
         seconds = time.monotonic() - began
-        first = nodes.node_rank * nodes.nproc
-        ranks = range(first, first + nodes.nproc)
-        reports = [read_json(results.path / f"rank-{rank}.json") for rank in ranks]
-    there = [report for report in reports if report]
+        there = _reports(nodes, results)
     return [
-        _judge_devices(nodes, there),
+        _judge_devices(nodes, there, trouble),
         _judge_processes(nodes, there, trouble, seconds),
         *_judge_talk(nodes, there, shared),
     ]
 
 
-def _probe(nodes: Nodes, results: RunDir, shared: Path, timeout_s: float) -> str:
+def _reports(nodes: Nodes, results: RunDir) -> list[dict[str, Any]]:
+    """Return what the processes of this machine have reported so far."""
+    first = nodes.node_rank * nodes.nproc
+    ranks = range(first, first + nodes.nproc)
+    found = (read_json(results.path / f"rank-{rank}.json") for rank in ranks)
+    return [report for report in found if report]
+
+
+def _probe(
+    nodes: Nodes,
+    results: RunDir,
+    shared: Path,
+    timeout_s: float,
+    on_devices: Callable[[], None],
+) -> str:
     """Start the processes and wait for their end; returns what was wrong, '' if nothing was."""
     argv = command(nodes, results, RunDir(shared), "no", what="probe")
     env = environment(nodes, os.environ)
@@ -64,13 +83,19 @@ def _probe(nodes: Nodes, results: RunDir, shared: Path, timeout_s: float) -> str
             stderr=out,
             start_new_session=True,
         )
+    deadline, used = time.monotonic() + timeout_s, False
     try:
-        code = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        return f"no answer in {timeout_s:g} s"
+        while (code := process.poll()) is None:
+            if time.monotonic() > deadline:
+                return f"{_NO_ANSWER} {timeout_s:g} s"
+            if not used and (used := _have_used_devices(nodes, results)):
+                on_devices()
+            time.sleep(_POLL_S)
     finally:
         kill_tree(process.pid)
         process.wait()
+        if nodes.node_rank == 0:  # its owner may have been killed
+            seen_file(shared, env).unlink(missing_ok=True)
     if code == 0:
         return ""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -80,7 +105,16 @@ def _probe(nodes: Nodes, results: RunDir, shared: Path, timeout_s: float) -> str
     return errors[0] if errors else "; ".join(deaths)
 
 
-def _judge_devices(nodes: Nodes, reports: Sequence[dict[str, Any]]) -> Check:
+def _have_used_devices(nodes: Nodes, results: RunDir) -> bool:
+    reports = _reports(nodes, results)
+    return len([one for one in reports if one["stage"] != "device"]) == nodes.nproc
+
+
+def _judge_devices(nodes: Nodes, reports: Sequence[dict[str, Any]], trouble: str) -> Check:
+    if not reports:  # they could not even import what they need, or met nobody
+        remedy = "can torch and accelerate be imported there? see `processes`"
+        own = not trouble.startswith(_NO_ANSWER)
+        return Check("devices", False, f"no process came so far: {trouble}", remedy, own)
     broken = [report for report in reports if report["stage"] == "device"]
     if broken:
         detail = "; ".join(f"rank {r['rank']}: {r.get('error', 'no answer')}" for r in broken)
@@ -93,7 +127,7 @@ def _judge_devices(nodes: Nodes, reports: Sequence[dict[str, Any]]) -> Check:
         detail = f"there are {gpus()} GPUs, but torch cannot use them"
         return Check("devices", False, detail, remedy, True)
     words = ", ".join(f"{names.count(name)} x {name}" for name in sorted(set(names)))
-    return Check("devices", bool(names), words or "no process came so far", "see `processes`")
+    return Check("devices", True, words)
 
 
 def _judge_processes(
@@ -159,21 +193,22 @@ def examine(nodes: Nodes, folder: Path) -> list[Check]:
 def vet(run: RunDir, nodes: Nodes, node: str) -> None:
     """Check a node of a job before it trains; each node calls it.
 
-    Raises NodeFailed where something is wrong; what is this node's own fault is noted in the
-    run directory, and the job's next start leaves the node out.
+    Raises NodeFailed where something is wrong, and says whether it may be this node's own fault.
     """
     checks = node_checks(run.path)
     if all(check.ok for check in checks):  # else the others need not wait for its processes
-        checks = process_checks(nodes, run.path)
+        note(run, nodes.node_rank, "sound", node)
+        able = partial(note, run, nodes.node_rank, "able", node)
+        checks = process_checks(nodes, run.path, on_devices=able)
     failed = [check for check in checks if not check.ok]
     if not failed:
         if nodes.node_rank == 0:  # how fast the network is belongs to the log, once
             print("; ".join(f"{check.name}: {check.detail}" for check in checks), flush=True)
         return
     reason = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-    if any(check.blames for check in failed):
-        SlurmFolder.of(run).add_bad_node(node, reason)
-    raise NodeFailed(f"node {node} failed its checks: {reason}", hint=failed[0].remedy)
+    own_fault = any(check.blames for check in failed)
+    message = f"node {node} failed its checks: {reason}"
+    raise NodeFailed(message, hint=failed[0].remedy, own_fault=own_fault)
 
 
 @contextmanager

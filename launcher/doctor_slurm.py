@@ -20,7 +20,8 @@ from launcher.doctor import process_checks, there
 from launcher.errors import BadInput
 from launcher.launch import Nodes
 from launcher.run_dir import read_json, write_json
-from launcher.slurm_profile import Profile, Setting, gpus_of, nodes_of, settled
+from launcher.slurm_options import for_site, gpus_of, nodes_of, of_environment, settled, words_of
+from launcher.slurm_profile import Profile
 
 _DEFAULTS = {"nodes": "1", "job-name": "launcher-doctor", "time": "10"}
 
@@ -36,15 +37,14 @@ def examine(
 
     No `nproc` is one process for each GPU, else 1. Raises BadInput where srun cannot start a job.
     """
-    settings = settled(given, profile, _DEFAULTS)
+    settings = settled(given, profile, _DEFAULTS, of_environment(os.environ)[0])
     nnodes, gpus = nodes_of(settings), gpus_of(settings)
-    if profile.gpus == "gres" and gpus:
-        settings["gres"] = Setting(f"gpu:{settings.pop('gpus-per-node').value}", "profile")
-    cpu = not gpus and "gres" not in settings
+    options = for_site({name: one.value for name, one in settings.items()}, profile)
+    options["export"] = "ALL"  # a profile's NONE is for batch scripts
     with there(folder), tempfile.TemporaryDirectory(prefix="doctor-", dir=folder) as place:
-        asked = json.dumps({"folder": place, "nproc": nproc or gpus or 1, "cpu": cpu})
+        asked = json.dumps({"folder": place, "nproc": nproc or gpus or 1, "cpu": not gpus})
         argv = ["srun", "--ntasks-per-node=1", f"--wait={_WAIT_S}"]
-        argv += [f"--{k}={one.value}" if one.value else f"--{k}" for k, one in settings.items()]
+        argv += words_of(options)
         argv += [sys.executable, "-m", "launcher.doctor_slurm", asked]
         try:
             done = subprocess.run(

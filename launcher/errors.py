@@ -63,7 +63,14 @@ class NonFiniteLoss(TrainingFailed):
 
 
 class NodeFailed(TrainingFailed):
-    """A machine is the cause, and no rank of it: it hangs or failed its checks."""
+    """A machine is the cause, and no rank of it: it hangs or failed its checks.
+
+    `own_fault`: what is wrong is the machine's own, as far as it can tell; not the network's.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, own_fault: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.own_fault = own_fault
 
 
 class PeerFailed(TrainingFailed):

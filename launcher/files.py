@@ -1,10 +1,19 @@
 """What this process makes on a disk, and may therefore remove again: nothing else ever is."""
 
 import errno
+import mmap
 import os
-from collections.abc import Iterable
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+
+# How a file system says that it cannot do a thing at all, and not just now or here.
+CANNOT = {
+    *(errno.EPERM, errno.EACCES, errno.EINVAL, errno.EBADF, errno.ENODEV),
+    *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EMLINK),
+}
 
 
 def make_folders(path: Path) -> list[Path]:
@@ -49,3 +58,53 @@ def remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+def without(folder: Path) -> str:
+    """Return what the file system of a folder cannot do that a run would use, and what it costs.
+
+    CIFS, 9p and FUSE may lack it; a run does without. "" where nothing is lacking. Raises OSError
+    where nothing can be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=".lacks-", dir=folder) as place:
+        file = Path(place, "file")
+        file.write_bytes(bytes(8))
+        tries: dict[str, Callable[[], object]] = {
+            "hard links": lambda: Path(place, "link").hardlink_to(file),
+            "flushing of folders": lambda: flush(Path(place)),
+            "shared memory maps": lambda: _map(file),
+        }
+        missing = [what for what, use in tries.items() if _cannot(use)]
+    if not missing:
+        return ""
+    cost = "a power cut may cost what was written last, and a test copies its checkpoint first"
+    return f"no {', no '.join(missing)}: runs do without, but {cost}"
+
+
+def warn_of_disk(folder: Path) -> None:
+    """Say once what the disk of a run directory lacks; where it cannot be written others say so."""
+    with suppress(OSError):
+        if said := without(folder):
+            print(f"WARNING: the disk of the run directory has {said}", file=sys.stderr)
+
+
+def _cannot(use: Callable[[], object]) -> bool:
+    try:
+        use()
+    except OSError as error:
+        return error.errno in CANNOT
+    return False
+
+
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _map(file: Path) -> None:
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0):
+        pass

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import textwrap
 import tokenize
 import types
@@ -126,7 +127,7 @@ def _hint(key: str, name: str, hints: Mapping[str, Any]) -> Any:
     guess = f"did you mean `{found}`? " if found else did_you_mean(key, hints)
     raise RecipeError(
         f"recipe `{name}` has no hyperparameter `{key}`",
-        hint=f"{guess}`launcher recipes show {name}` lists them",
+        hint=f"{guess}`launcher recipes show {shlex.quote(name)}` lists them",
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
+from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
 from launcher.mirror import PATIENCE_S, Mirror
 from launcher.processes import PARENT, cores, shown
@@ -182,6 +184,8 @@ def launch(job: Launch) -> None:
         before = _go_on(job) if job.resumed and not job.managed else {}
         mirrored = job.nodes.node_rank == 0 and not told.get("test")
         mirror = Mirror.of(job.run) if mirrored else None
+        if mirrored:
+            warn_of_disk(job.run.path)
         error = _attempts(job, told)
         if error and job.run.config.exists() and not job.managed:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
@@ -260,7 +264,12 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
         return NodeFailed(supervisor.hang, hint=hint)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)
-    return verdict(run, ranks, [nodes.node_rank], code)
+    error = verdict(run, ranks, [nodes.node_rank], code)
+    if error and not supervisor.requests and not any(run.record(r).exists() for r in job.ranks):
+        # They did not come to their own first line: torch is not there, or not whole.
+        words = f"on {socket.gethostname()} {error.message}"
+        return NodeFailed(words, hint=error.hint, own_fault=True)
+    return error
 
 
 def _steps_done(job: Launch) -> int:

@@ -1,20 +1,15 @@
-"""The life of a SLURM job: count its starts, start a node's processes, decide how it goes on.
+"""The life of a SLURM job: count its starts, judge its ends, decide how it goes on.
 
-The batch script asks `begin` before and `end` after; each node runs `node`. What they know is in
-the run directory, so that a job which was killed unheard is understood at its next start.
+The batch script asks `begin` before and `end` after; each node runs `launcher.job_node`. What they
+know is in the run directory: a job that was killed unheard is understood at its next start.
 """
 
-import os
-import socket
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher import checkpoint_files, lock, mark
-from launcher.doctor import vet
 from launcher.errors import (
     BadInput,
     BudgetUsedUp,
@@ -22,13 +17,13 @@ from launcher.errors import (
     NodeFailed,
     RunDirError,
     Stopped,
-    TrainingFailed,
 )
-from launcher.launch import Launch, Nodes, check, launch
+from launcher.launch import Nodes
+from launcher.node_marks import Came, alike, look_at_all, to_blame
 from launcher.record import write_result
 from launcher.resume import is_completed, resumed
 from launcher.run_dir import RunDir, read_json, write_json
-from launcher.slurm import job_state
+from launcher.slurm import hostnames, job_state
 from launcher.slurm_job import Attempt, SlurmFolder, Verdict
 from launcher.slurm_turn import taken_over, wait_for_turn
 from launcher.verdict import verdict
@@ -93,6 +88,7 @@ class End:
     code: int
     message: str
     exclude: str = ""  # nodes that the next start must not get
+    given_up: str = ""  # why it may not start again
 
 
 def begin(run: RunDir, here: Here) -> str:
@@ -119,38 +115,16 @@ def _begin(run: RunDir, here: Here) -> str:
         folder.end("interrupted", TAKEN, reach(run), [])
         attempts = _attempts(folder, asked)
     if attempts:
-        _refuse_to_go_on(attempts, Budgets.of(asked))
-    if attempts:
+        _refuse_to_go_on(run, attempts, Budgets.of(asked))
         nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
         told = resumed(run, {}, nodes, allow_changes=False)
         write_json(run.config, told)
     _forget_last_end(run)
+    folder.blame_unfit()
     folder.start(here.job, here.restart, here.nodes)
     saved = checkpoint_files.all_of(run.checkpoints)
     onward = f"goes on after step {saved[-1].step}" if saved else "starts"
     return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1})"
-
-
-def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
-    """Run one node's processes to their end; returns the exit code of its task.
-
-    A stop on request is 0 here: srun would kill the other nodes in the middle of their saving.
-    """
-    told = run.read_config()
-    if _completed(run, told):
-        return 0
-    try:
-        with _scratch(env.get("LAUNCHER_SCRATCH")):
-            _look_at_node(run, nodes, env)
-            launch(Launch(run, run, nodes, resumed=told, managed=True))
-    except Stopped:
-        return 0
-    except TrainingFailed as error:  # the job's own summary, of all nodes, comes at its end
-        if isinstance(error, NodeFailed):
-            told = {"error": error.message, "hint": error.hint}
-            write_json(run.node_error(nodes.node_rank), told)
-        return error.exit_code
-    return 0
 
 
 def end(run: RunDir, here: Here, code: int, heard: str) -> End:
@@ -167,28 +141,80 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
         if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
             folder.end("completed", 0, reach(run), [])
         return End(0, "")
-    world, nodes = told["world_size"], told["nodes"]
-    error = _node_error(run) or verdict(run, range(world), range(nodes), code) or Stopped("stopped")
-    state = job_state(here.job)
+    state, before = job_state(here.job), _attempts(folder, asked)
+    came = look_at_all(run, asked["nproc"], hostnames(here.nodes) or [""] * told["nodes"])
+    error = _cause(run, told, came, code, stopped=bool(heard) or _is_taken(state))
     kind = judge(error, heard, state)
     known = {name for one in folder.attempts() for name in one.bad_nodes}
+    if kind == "failed":
+        error = _note_bad_nodes(folder, came, before, error)
     new_bad = sorted(folder.bad_nodes().keys() - known)
-    before = _attempts(folder, asked)
     last = Attempt(here.job, here.restart, here.nodes, 0, kind, code, reach(run), None, new_bad)
     told_end = answer(error, [*before[:-1], last], Budgets.of(asked), state)
     folder.end(kind, told_end.code, last.step, new_bad)
-    seconds = time.time() - (before[0].started if before else time.time())
-    write_result(run, world, error, seconds)
+    _write_end(run, before, error, told_end.given_up)
     if not (bad := folder.bad_nodes()):
         return told_end
     return replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
+
+
+def _cause(
+    run: RunDir, told: Mapping[str, Any], came: Sequence[Came], code: int, *, stopped: bool
+) -> LauncherError:
+    """Return what ended an attempt: a node, a rank, or somebody's request to stop."""
+    by_node, ranks = _node_error(run), range(told["world_size"])
+    if stopped and by_node is None and not any(run.record(rank).exists() for rank in ranks):
+        return Stopped("stopped on request, before training began")
+    faulty = [one for one in came if one.fault]
+    blamed = to_blame(came, {})
+    if first := next(iter([*(one for one in faulty if one.node in blamed), *faulty]), None):
+        return NodeFailed(first.fault, hint=first.hint)
+    return by_node or verdict(run, ranks, range(told["nodes"]), code) or Stopped("stopped")
+
+
+def _note_bad_nodes(
+    folder: SlurmFolder, came: Sequence[Came], before: Sequence[Attempt], error: LauncherError
+) -> LauncherError:
+    """Note the nodes whose own fault it was; returns the error, with that of shared causes."""
+    bad, failed_before = folder.bad_nodes(), []
+    for one in reversed(before[:-1]):
+        if one.verdict != "failed":
+            break
+        failed_before += one.bad_nodes
+    faults = {name: bad[name] for name in failed_before if name in bad}
+    for name, fault in to_blame(came, faults).items():
+        folder.add_bad_node(name, fault)
+    shared = [one for one in came if one.fault and one.node not in folder.bad_nodes()]
+    if not shared or shared[0].fault != error.message:
+        return error
+    others = alike(shared[0], faults)
+    for name in others:
+        folder.forgive(name)
+    where = f"on {', '.join(others)}" if others else "on the other nodes"
+    return NodeFailed(f"{error.message}; it was no better {where}", hint=error.hint)
+
+
+def _write_end(
+    run: RunDir, attempts: Sequence[Attempt], error: LauncherError, given_up: str
+) -> None:
+    """Write result.json: how the run ended, or why it was given up."""
+    seconds = time.time() - (attempts[0].started if attempts else time.time())
+    if given_up:
+        said = "" if isinstance(error, Stopped) else f": {error.message}"
+        error = BudgetUsedUp(f"given up: {given_up}{said}")
+    write_result(run, run.read_config()["world_size"], error, seconds)
+
+
+def _is_taken(state: Mapping[str, str]) -> bool:
+    """Whether SLURM has ended the job, as far as it can be asked."""
+    return state.get("JobState", "RUNNING") != "RUNNING"
 
 
 def judge(error: LauncherError, heard: str, state: Mapping[str, str]) -> Verdict:
     """Return what kind of end it was; `state` is what SLURM says of the job now."""
     if state.get("Reason") == "TimeLimit":
         return "timeout"
-    if state.get("JobState", "RUNNING") != "RUNNING":
+    if _is_taken(state):
         return "interrupted"  # whatever the processes said while they were being killed
     if isinstance(error, Stopped):
         # Without a warning of the time limit somebody else asked for it, perhaps on one node only:
@@ -203,7 +229,7 @@ def answer(
     """Return what the batch script is to do after the last of these attempts."""
     last = attempts[-1]
     said = "" if isinstance(error, Stopped) else f"error: {error}\n"
-    if last.verdict == "interrupted" and state.get("JobState", "RUNNING") != "RUNNING":
+    if last.verdict == "interrupted" and _is_taken(state):
         return End(TAKEN, f"{said}SLURM has taken the nodes, after step {last.step}")
     if last.verdict == "mistake" or not budgets.restart:
         return End(error.exit_code, said)
@@ -211,7 +237,7 @@ def answer(
         # A job that never started again fails with the code of what went wrong.
         first = len(attempts) == 1 and not isinstance(error, Stopped)
         used_up = error.exit_code if first else BudgetUsedUp.exit_code
-        return End(used_up, f"{said}given up: {why}")
+        return End(used_up, f"{said}given up: {why}", given_up="" if first else why)
     return End(75, f"{said}{last.verdict} after step {last.step}: to be continued")
 
 
@@ -238,12 +264,15 @@ def _attempts(folder: SlurmFolder, asked: Mapping[str, Any]) -> list[Attempt]:
     return [one for one in folder.attempts() if one.started >= asked["submitted"]]
 
 
-def _refuse_to_go_on(attempts: Sequence[Attempt], budgets: Budgets) -> None:
+def _refuse_to_go_on(run: RunDir, attempts: Sequence[Attempt], budgets: Budgets) -> None:
     """Raise BudgetUsedUp where the attempts so far leave no other: for the next job of a chain."""
     last = attempts[-1]
     if last.verdict == "mistake":
         raise BudgetUsedUp("the start before this one failed in a way that no restart mends")
     if why := budgets.used_up(attempts):
+        if last.code != BudgetUsedUp.exit_code:  # its own end did not say so
+            SlurmFolder.of(run).end(last.verdict or "failed", 76, last.step, last.bad_nodes)
+            _write_end(run, attempts, Stopped("stopped"), why)
         hint = "`launcher resubmit RUN_DIR` goes on from the last checkpoint"
         raise BudgetUsedUp(f"given up: {why}", hint=hint)
 
@@ -254,29 +283,3 @@ def _forget_last_end(run: RunDir) -> None:
         if path.suffix != ".log":
             path.unlink(missing_ok=True)
     run.result.unlink(missing_ok=True)
-
-
-def _look_at_node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> None:
-    """Raise NodeFailed where this node cannot train."""
-    try:
-        check(nodes)
-    except BadInput as error:  # it has too few GPUs
-        raise NodeFailed(error.message, hint="it is not like the others") from error
-    if SlurmFolder.of(run).asked()["checks"]:
-        vet(run, nodes, env.get("SLURMD_NODENAME", socket.gethostname()))
-
-
-@contextmanager
-def _scratch(place: str | None) -> Iterator[None]:
-    """Have temporary files made on the node's own disk, and removed at the end."""
-    if place is None:
-        yield
-        return
-    try:
-        with tempfile.TemporaryDirectory(prefix="launcher-", dir=place) as folder:
-            os.environ["TMPDIR"] = folder
-            yield
-    except FileNotFoundError as error:
-        hint = "the profile names it as `scratch`"
-        host = socket.gethostname()
-        raise NodeFailed(f"there is no folder {place} on {host}", hint=hint) from error

@@ -50,6 +50,8 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         if run.pulse.due() or report:
             with run.times.spending("tracking"):
                 exchange(run, saver, report=report)
+            if saver:
+                saver.reserve(run)
         if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0 and not last:
             checkpoint(run, saver)
 

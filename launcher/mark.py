@@ -1,11 +1,16 @@
 """How far each rank is, in a few bytes of shared memory that the launcher can read at any time."""
 
 import mmap
+import os
 import struct
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 _LAYOUT = "qqq"
+_COPY_S = 0.2  # between two looks at values that have to be written
 
 
 class Mark(NamedTuple):
@@ -21,13 +26,7 @@ class Marker:
 
     def __init__(self, path: Path | None) -> None:
         """Start counting; without a path nobody can read it."""
-        if path is None:
-            memory = mmap.mmap(-1, struct.calcsize(_LAYOUT))
-        else:
-            path.write_bytes(bytes(struct.calcsize(_LAYOUT)))
-            with path.open("r+b") as file:
-                memory = mmap.mmap(file.fileno(), 0)
-        self._values = memoryview(memory).cast("q")
+        self._values = memoryview(_seen_at(path)).cast("q")
 
     def tick(self) -> None:
         """Say that this rank has entered the next stage."""
@@ -40,6 +39,33 @@ class Marker:
     def step(self, steps: int) -> None:
         """Say how many optimizer steps are done."""
         self._values[1] = steps
+
+
+def _seen_at(path: Path | None) -> mmap.mmap | bytearray:
+    """Return memory that others see in a file; where the file system cannot share it, soon."""
+    zeros = bytearray(struct.calcsize(_LAYOUT))
+    if path is None:
+        return zeros
+    path.write_bytes(zeros)
+    with path.open("r+b") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0)
+        except OSError:
+            copying = (os.dup(file.fileno()), zeros)
+            threading.Thread(target=_copy, args=copying, name="mark", daemon=True).start()
+            return zeros
+
+
+def _copy(descriptor: int, values: bytearray) -> None:
+    """Write values into a file whenever they have changed, for as long as the process lives."""
+    written = b""
+    while True:
+        now = bytes(values)
+        if now != written:
+            with suppress(OSError):
+                os.pwrite(descriptor, now, 0)
+                written = now
+        time.sleep(_COPY_S)
 
 
 def read(path: Path) -> Mark | None:

@@ -1,8 +1,11 @@
 """Build everything a recipe describes, and check that it can be trained by these ranks."""
 
 import hashlib
+import os
+import time
 from collections import Counter
 from collections.abc import Callable
+from threading import Timer
 from typing import Any
 
 import torch
@@ -27,6 +30,8 @@ from launcher.shared_memory import share_gradients
 from launcher.timing import StepTimes
 from launcher.training import Training
 
+_SAY_AFTER_S = 5.0
+
 
 def prepare(
     recipe: Recipe,
@@ -41,13 +46,10 @@ def prepare(
 
     `source` is the text of the recipe's file, which must be the same on all ranks.
     """
-    data = context.local_first(
-        lambda: (_seeded(recipe, recipe.train_data), _seeded(recipe, recipe.test_data))
-    )
-    train_data, test_data = sized(data[0], "train_data"), sized(data[1], "test_data")
-    model = _model(recipe)
+    say = context.rank == 0 and most_steps is None  # nothing in the middle of a debugger's session
+    train_data, test_data, model, loss_fn = context.local_first(lambda: _parts(recipe, say=say))
     set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
-    loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe).to(context.device)
+    loss_fn = loss_fn.to(context.device)
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
     model = context.wrap(model)
     times = StepTimes()
@@ -63,8 +65,8 @@ def prepare(
         loss_fn=loss_fn,
         optimizer=optimizer,
         scheduler=_scheduler(recipe, optimizer),
-        train_loader=_loader(train_data, recipe, context),
-        test_loader=_loader(test_data, recipe, context, test=True),
+        train_loader=_loader(train_data, recipe, context, most_steps),
+        test_loader=_loader(test_data, recipe, context, most_steps, test=True),
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
         drift=Drift(context, model, loss_fn),
@@ -92,6 +94,30 @@ def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs 
     return None
 
 
+def _parts(
+    recipe: Recipe, *, say: bool
+) -> tuple[SizedData, SizedData, torch.nn.Module, torch.nn.Module]:
+    """Return data, model and loss, which may be downloaded or computed; say so if it takes long."""
+    others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    first = ", first in one process of each machine" if others else ""
+    told = Timer(_SAY_AFTER_S, print, [f"preparing data and model{first}"], {"flush": True})
+    told.daemon = True
+    if say:
+        told.start()
+    began = time.monotonic()
+    try:
+        train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
+        test_data = sized(_seeded(recipe, recipe.test_data), "test_data")
+        model = _model(recipe)
+        loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe)
+    finally:
+        told.cancel()
+    took = time.monotonic() - began
+    if say and others and took > _SAY_AFTER_S:
+        print(f"prepared in {took:.0f} s; now the other processes do", flush=True)
+    return train_data, test_data, model, loss_fn
+
+
 def _model(recipe: Recipe) -> torch.nn.Module:
     model: torch.nn.Module = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
     if recipe.channels_last:
@@ -113,7 +139,9 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler 
     return scheduler
 
 
-def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = False) -> Loader:
+def _loader(
+    data: SizedData, recipe: Recipe, context: Context, most_steps: int | None, *, test: bool = False
+) -> Loader:
     sampler = ShardSampler(
         len(data),
         recipe.test_batch_size if test else recipe.batch_size,
@@ -124,7 +152,8 @@ def _loader(data: SizedData, recipe: Recipe, context: Context, *, test: bool = F
         shuffle=not test,
         torch_order_up_to=recipe.torch_order_up_to,
     )
-    return Loader(data, sampler, recipe, context.device)
+    debugged = most_steps is not None  # in one process, but for data workers that are asked for
+    return Loader(data, sampler, recipe, context.device, alone=debugged)
 
 
 def _fuse(optimizer: torch.optim.Optimizer) -> None:

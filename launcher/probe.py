@@ -13,6 +13,7 @@ from typing import Any
 import accelerate
 import torch
 
+from launcher.checks import seen_file
 from launcher.context import Context
 from launcher.run_dir import write_json
 
@@ -74,7 +75,7 @@ def meet(context: Context, shared: Path) -> dict[str, Any]:
     """Compare clocks and what is in the shared folder; collective. Returns lists by rank."""
     context.agree(False)  # all read their clocks at the same moment
     clock = time.time()
-    token = shared / f".seen-{os.environ.get('TORCHELASTIC_RUN_ID', 'alone')}.tmp"
+    token = seen_file(shared, os.environ)
     try:
         if context.rank == 0:
             token.touch()

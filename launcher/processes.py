@@ -2,15 +2,19 @@
 
 import ctypes
 import os
+import shlex
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
 PARENT = "LAUNCHER_PARENT"  # environment variable: the pid of the process that starts another
 HERE = "LAUNCHER_HERE"  # environment variable: where the command was given, if not in this folder
+LOADED = "LAUNCHER_LOADED"  # a file in which a process notes that it could import what it needs
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -27,8 +31,30 @@ def die_with_parent(parent: int) -> None:
 
 
 def shown(path: Path) -> str:
-    """Return a path as it is found from the folder where the user gave the command."""
-    return os.path.relpath(path, os.environ.get(HERE))
+    """Return a path for people to paste into a shell.
+
+    It is found from the folder where the user gave the command; whole where it lies outside of it,
+    as for a job, whose folder is one that nobody goes to.
+    """
+    found = os.path.relpath(path, os.environ.get(HERE))
+    if Path(found).parts[:1] == (os.pardir,):
+        found = os.path.abspath(path)  # noqa: PTH100  # not `absolute`, which keeps ".."
+    return shlex.quote(f"./{found}" if found.startswith("-") else found)
+
+
+@contextmanager
+def orderly(error: BaseException) -> Iterator[None]:
+    """Have SIGTERM raise an error instead of ending this process, so that it can clear up."""
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # who says it twice gets no second error
+        raise error
+
+    before = signal.signal(signal.SIGTERM, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def cores() -> int:

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,9 +13,11 @@ from launcher import config, lock, wandb_run
 from launcher.context import Context
 from launcher.errors import LauncherError, RecipeError, RunDirError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
+from launcher.files import warn_of_disk
 from launcher.hyperparameters import configure, split_overrides, table
 from launcher.mirror import Mirror
 from launcher.prepare import prepare
+from launcher.processes import shown
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find
 from launcher.record import Record, logged, write_result
@@ -29,13 +30,12 @@ from launcher.worker import ended, last_words, train, work
 def debug(recipe: Recipe, most_steps: int) -> None:
     """Train a few batches on the CPU in this very process, with nothing in the debugger's way.
 
-    So there are data workers only where the user asks for them.
+    So there are data workers only where the user asks for them. The recipe is as it is for a run.
     """
     torch.autograd.set_detect_anomaly(True)
     context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
     try:
-        once = replace(recipe, epochs=1, num_workers=recipe.num_workers or 0)
-        training = prepare(once, context, StopRequest(), most_steps=most_steps)
+        training = prepare(recipe, context, StopRequest(), most_steps=most_steps)
         training.trackers = Trackers(ConsoleTracker())
         print(last_words(train(training, None), None))
     finally:
@@ -115,6 +115,8 @@ def _run_as_script(
     record, started = Record.started(context.rank), time.time()
     with lock.held(run) if context.rank == 0 else nullcontext():
         mirror = Mirror.of(run) if context.rank == 0 else None
+        if context.rank == 0:
+            warn_of_disk(run.path)
         with logged(run, context.rank, supervised=False) as log:
             code = ended(record, run, log, lambda: work(recipe, run, context, file.source))
         if code:
@@ -149,4 +151,4 @@ def _say_how_it_ended(record: Record, run: RunDir, context: Context, seconds: fl
         return
     ending = Stopped if record.state == "stopped" else TrainingFailed
     write_result(run, context.world_size, ending(record.error), seconds)
-    print(f"hint: launcher resume {run.path}", file=sys.stderr)
+    print(f"hint: launcher resume {shown(run.path)}", file=sys.stderr)

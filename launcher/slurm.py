@@ -21,15 +21,19 @@ class RefusedError(LauncherError):
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return what the client commands and the job get of an environment.
 
-    Inside of a job SLURM's own variables would override directives. W&B's service belongs to
-    a process that will be gone; so does torchrun's world.
+    Inside of a job SLURM's own variables would override directives; outside of one they are the
+    site's. SBATCH_ variables have become options (`slurm_options.of_environment`). W&B's service
+    belongs to a process that will be gone; so does torchrun's world.
     """
-    dropped = ("SBATCH_", "SLURM_", "SLURMD_", "SRUN_", "PMI", "TORCHELASTIC_", "PET_", "LOCAL_")
+    dropped = ["SBATCH_", "PMI", "TORCHELASTIC_", "PET_", "LOCAL_"]
+    if "SLURM_JOB_ID" in base:
+        dropped += ["SLURM_", "SLURMD_", "SRUN_"]
     single = {"WANDB_SERVICE", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    kept = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"}  # how to reach the controller
     return {
         name: value
         for name, value in base.items()
-        if name == "SLURM_CONF" or not (name.startswith(dropped) or name in single)
+        if name in kept or not (name.startswith(tuple(dropped)) or name in single)
     }
 
 
@@ -86,6 +90,11 @@ def job_state(job: str) -> dict[str, str]:
         return {}
     pairs = [word.partition("=") for word in done.stdout.split()]
     return {key: value for key, _, value in pairs if key in ("JobState", "Reason", "Command")}
+
+
+def hostnames(nodes: str) -> list[str]:
+    """Return the names in a list as SLURM writes it, n[1-2]; [] where scontrol cannot be asked."""
+    return scontrol("show", "hostnames", nodes).stdout.split() if nodes else []
 
 
 def scontrol(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -1,5 +1,6 @@
 """What is done to submitted runs: cancel their jobs, submit them again, follow what they say."""
 
+import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -9,13 +10,21 @@ from typing import Any, NamedTuple
 
 from launcher import slurm
 from launcher.errors import BadInput, LauncherError, RunDirError
+from launcher.processes import shown
 from launcher.run_dir import RunDir, write_json
 from launcher.slurm_job import Job, SlurmFolder
-from launcher.slurm_profile import Profile, nodes_of, settled
-from launcher.slurm_status import Status, ask, jobs_now, runs_of, statuses
+from launcher.slurm_options import nodes_of, settled, words_of
+from launcher.slurm_profile import Profile
+from launcher.slurm_status import NoAnswer, Status, ask, jobs_now, runs_of, statuses
 
 _LOOK_S = 0.5  # between two looks at a log
 _ASK_S = 5.0  # between two questions to SLURM
+_FIRST_LOOK_S = 1.0  # what SLURM takes to find out that a new job can never start
+# Its reasons for that; others pass: Resources, Priority, QOSMaxJobsPerUserLimit.
+_NEVER = re.compile(
+    r"^(Partition(Config|NodeLimit|TimeLimit)|Invalid\w+|Bad\w+|\w+NotAllowed|\w+NeverSatisfied"
+    r"|\w+(PerJob|PerNode|Minutes)(Limit)?|\w+NotSatisfied)$"
+)
 
 
 class Cancelled(NamedTuple):
@@ -24,6 +33,17 @@ class Cancelled(NamedTuple):
     run_dir: str
     job: str
     was: str  # SLURM's word for it before
+
+
+def never_starts(jobs: Sequence[Job]) -> str | None:
+    """Return SLURM's reason why new jobs can never start, None where it has said none by now."""
+    time.sleep(_FIRST_LOOK_S)
+    try:
+        now = jobs_now(job.id for job in jobs)
+    except NoAnswer:
+        return None
+    reasons = {one.reason for one in now.values() if one.state == "PENDING"}
+    return next(filter(_NEVER.match, sorted(reasons)), None)
 
 
 def cancel(paths: Sequence[Path]) -> list[Cancelled]:
@@ -96,7 +116,7 @@ def resubmit(path: Path, options: Mapping[str, str], budgets: Mapping[str, int])
 def _checked(options: Mapping[str, str], nproc: int) -> dict[str, str]:
     """Return options that can be changed; raises BadInput for those that cannot."""
     for name in options:
-        if name in ("gpus-per-node", "gres"):
+        if name in ("gpus", "gpus-per-node", "gres"):
             hint = "submit a new run, or edit RUN_DIR/slurm/node.sh and job.sbatch"
             raise BadInput(f"--{name}: the scripts start {nproc} processes a node", hint=hint)
     settings = settled(options, Profile(), {})
@@ -112,7 +132,7 @@ def _left_to_do(path: Path) -> list[Status]:
         if one.is_live:
             raise BadInput(
                 f"job {one.job} of `{one.run_dir}` is {one.slurm}",
-                hint=f"wait for its end, or `launcher cancel {path}` first",
+                hint=f"wait for its end, or `launcher cancel {shown(path)}` first",
             )
     if left := [one for one in all_of if one.state != "completed"]:
         return left
@@ -146,7 +166,7 @@ def _submit(
     options: Mapping[str, str],
     left: Sequence[Status],
 ) -> list[Job]:
-    words = [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
+    words = list(words_of(options))
     task, script = asked.get("array_task"), folder.batch
     if task is not None:  # one run of an array, whose script is the array's
         script = SlurmFolder(folder.path.parent.parent / "slurm").batch
@@ -170,7 +190,9 @@ def log_of(path: Path, rank: int | None) -> Path:
     """Return the newest batch log of a run, or a rank's log; rank 0's where there was no job."""
     folder = SlurmFolder(path / "slurm")
     if folder.asked().get("array") and not RunDir(path).config.exists():
-        raise BadInput(f"`{path}` is an array of runs", hint=f"name one of them: {path / '0'}")
+        raise BadInput(
+            f"`{path}` is an array of runs", hint=f"name one of them: {shown(path / '0')}"
+        )
     outputs = folder.outputs()
     if rank is None and outputs:
         return outputs[-1]

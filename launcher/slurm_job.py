@@ -80,8 +80,18 @@ class SlurmFolder:
 
     @property
     def bad_nodes_folder(self) -> Path:
-        """A file for each node that failed its checks: many nodes may write at once."""
+        """A file for each node that is not to be used again, with the reason."""
         return self.path / "bad-nodes"
+
+    @property
+    def not_begun(self) -> Path:
+        """Why the last start of the batch script ended before it could begin, in its own words."""
+        return self.path / "not-begun.txt"
+
+    @property
+    def unfit_folder(self) -> Path:
+        """A file for a first node on which the batch script could not begin, and another may."""
+        return self.path / "unfit"
 
     def output(self, job: str) -> Path:
         """The batch log of a job, by its name (12 or 12_3)."""
@@ -93,7 +103,7 @@ class SlurmFolder:
 
     def exists(self) -> bool:
         """Whether the run was made by `launcher submit`."""
-        return self.job.exists()
+        return os.path.exists(self.job)  # noqa: PTH110  # the other raises for a name too long
 
     def asked(self) -> dict[str, Any]:
         """Return what was asked for, {} for a run that was not submitted."""
@@ -137,14 +147,27 @@ class SlurmFolder:
         self._append({"event": "end"} | told | {"ended": time.time()})
 
     def bad_nodes(self) -> dict[str, str]:
-        """Return the nodes that failed their checks, with the reason."""
+        """Return the nodes that were to blame for a failure, with the reason."""
         files = sorted(self.bad_nodes_folder.glob("*.txt"))
         return {path.stem: path.read_text(encoding="utf-8").strip() for path in files}
 
     def add_bad_node(self, node: str, reason: str) -> None:
-        """Note that a node failed its checks; the job's next start excludes it."""
+        """Note that a node is to blame for a failure; the job's next start excludes it."""
         self.bad_nodes_folder.mkdir(parents=True, exist_ok=True)
         write_text(self.bad_nodes_folder / f"{node}.txt", f"{reason}\n")
+
+    def forgive(self, node: str) -> None:
+        """Take a node off that list: what was wrong with it is wrong with others, too."""
+        (self.bad_nodes_folder / f"{node}.txt").unlink(missing_ok=True)
+
+    def blame_unfit(self) -> None:
+        """Note, where the batch script has begun, the nodes on which it could not before."""
+        self.not_begun.unlink(missing_ok=True)
+        for path in self.unfit_folder.glob("*.txt"):
+            self.add_bad_node(path.stem, path.read_text(encoding="utf-8").strip())
+            path.unlink()
+        if self.unfit_folder.exists():
+            self.unfit_folder.rmdir()
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:

@@ -8,6 +8,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from launcher.errors import BadInput
+from launcher.gpus import gpus, shared
 from launcher.slurm import environment
 from launcher.slurm_job import SlurmFolder
 
@@ -38,6 +40,15 @@ case "$1 $2" in
     requeue*) touch "$LAUNCHER_LOCAL/requeued" ;;
 esac
 """
+
+
+def check(nodes: int, gpus_each: int) -> None:
+    """Raise BadInput where this machine lacks the GPUs that all nodes together ask for."""
+    if gpus() < nodes * gpus_each and not shared():
+        raise BadInput(
+            f"{nodes * gpus_each} GPUs are asked for, and this machine has {gpus()}",
+            hint="leave them out to train on the CPU here",
+        )
 
 
 def run(folder: SlurmFolder, nodes: int, tasks: int) -> int:

@@ -1,39 +1,16 @@
-"""Site profiles: what is the same for all jobs of a cluster, in a TOML file; who wins over whom."""
+"""Site profiles: what is the same for all jobs of a cluster, in a TOML file."""
 
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from launcher.errors import BadInput, did_you_mean
 from launcher.run_dir import assets
 
 Engine = Literal["pyxis", "apptainer"]
-
-# Options of sbatch that the scripts depend on, and why a user does not set them.
-OURS = {
-    "array": "--grid makes arrays",
-    "chdir": "jobs run in the folder of their code, which the script enters by itself",
-    "dependency": "--chain makes dependent jobs",
-    "error": "the batch log is in the run directory",
-    "gpus-per-task": "one task a node starts all its processes: give --gpus-per-node",
-    "ntasks": "one task a node starts all its processes: give --nodes and --nproc",
-    "ntasks-per-node": "one task a node starts all its processes: give --nproc",
-    "open-mode": "a requeued job appends to its batch log",
-    "output": "the batch log is in the run directory",
-    "requeue": "--no-requeue switches it off",
-    "no-requeue": "it is an option of `launcher submit` itself",
-    "wrap": "the script comes from a template: give --template",
-}
-
-
-class Setting(NamedTuple):
-    """A value and who gave it, in words."""
-
-    value: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -97,6 +74,8 @@ def _profile(told: dict[str, Any], path: Path) -> Profile:
         values[name] = tuple(_strings(told.get(name, []), f"`{name}` of {where}"))
     for name in ("sbatch", "variables"):
         values[name] = dict(_texts(told.get(name, {}), f"[{name}] of {where}"))
+    if empty := [key for key, value in told.get("sbatch", {}).items() if not str(value).strip()]:
+        raise BadInput(f"`{empty[0]}` in [sbatch] of {where} has an empty value")
     if bad := [name for name in values["variables"] if not re.fullmatch(r"[A-Za-z_]\w*", name)]:
         raise BadInput(f"`{bad[0]}` in [variables] of {where} is no name of a variable")
     if "container" in told:
@@ -149,50 +128,3 @@ def _texts(table: Any, what: str) -> Iterator[tuple[str, str]]:
             yield key, str(value)
         else:
             raise BadInput(f"`{key}` in {what} must be a string or a number")
-
-
-def sbatch_options(words: Sequence[str]) -> dict[str, str]:
-    """Turn KEY=VALUE, or KEY alone, into options of sbatch."""
-    pairs = [word.removeprefix("--").partition("=") for word in words]
-    return {key: value for key, _, value in pairs}
-
-
-def settled(
-    given: Mapping[str, str], profile: Profile, defaults: Mapping[str, str]
-) -> dict[str, Setting]:
-    """Return all options of sbatch: the command line wins over the profile, it over defaults.
-
-    Raises BadInput for a name that cannot be one, and for those that the scripts depend on.
-    """
-    found = {name: Setting(value, "default") for name, value in defaults.items()}
-    for values, source in ((profile.sbatch, profile.source), (given, "command line")):
-        for name, value in values.items():
-            if name in OURS:
-                raise BadInput(
-                    f"sbatch's --{name} is not yours to give ({source})", hint=OURS[name]
-                )
-            if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-                raise BadInput(
-                    f"`{name}` is no option of sbatch ({source})",
-                    hint="write them in full and without dashes: --sbatch reservation=monday",
-                )
-            found[name] = Setting(value, source)
-    return found
-
-
-def nodes_of(settings: Mapping[str, Setting]) -> int:
-    """Return how many nodes a job gets; raises BadInput for anything but one number."""
-    value, source = settings["nodes"]
-    if not value.isdigit() or int(value) < 1:
-        raise BadInput(f"--nodes {value} is not one number ({source})")
-    return int(value)
-
-
-def gpus_of(settings: Mapping[str, Setting]) -> int:
-    """Return GPUs of each node, 0 for none: `8`, or `a100:8`."""
-    if "gpus-per-node" not in settings:
-        return 0
-    value, source = settings["gpus-per-node"]
-    if not (match := re.fullmatch(r"(?:[^:]+:)?(\d+)", value)):
-        raise BadInput(f"--gpus-per-node {value} is neither a number nor TYPE:NUMBER ({source})")
-    return int(match[1])

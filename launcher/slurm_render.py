@@ -7,6 +7,7 @@ refused, and all others are quoted for both readers alike.
 
 import re
 import shlex
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import jinja2
 from launcher.errors import BadInput
 from launcher.run_dir import assets
 from launcher.slurm_job import SlurmFolder
+from launcher.slurm_options import for_site
 from launcher.slurm_profile import Container, Profile
 
 BATCH = "job.sbatch.j2"
@@ -44,6 +46,7 @@ class Request:
     nproc: int  # processes on each node
     sbatch: Mapping[str, str]  # options of sbatch, without dashes
     profile: Profile
+    gpus: int = 0  # of each node
     requeue: bool = True
     array: str | None = None  # 0-5%2
 
@@ -72,9 +75,16 @@ def render(request: Request, templates: Sequence[Path] = ()) -> Scripts:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    values = variables(request)
+    values, files = variables(request), sources(templates)
+    return Scripts(*(_rendered(environment, name, files[name], values) for name in (BATCH, NODE)))
+
+
+def _rendered(
+    environment: jinja2.Environment, name: str, file: Path, values: Mapping[str, Any]
+) -> str:
+    """Return one template with its values; whatever is wrong in it is its author's mistake."""
     try:
-        return Scripts(*(environment.get_template(name).render(values) for name in (BATCH, NODE)))
+        return environment.get_template(name).render(values)
     except jinja2.UndefinedError as error:
         raise BadInput(
             f"a template uses a variable that there is not: {error.message}",
@@ -82,6 +92,16 @@ def render(request: Request, templates: Sequence[Path] = ()) -> Scripts:
         ) from error
     except jinja2.TemplateSyntaxError as error:
         raise BadInput(f"{error.filename}, line {error.lineno}: {error.message}") from error
+    except jinja2.TemplateNotFound as error:
+        raise BadInput(f"{file} includes a template that there is not: {error}") from error
+    except Exception as error:
+        raise BadInput(f"{_place(error) or file}: {type(error).__name__}: {error}") from error
+
+
+def _place(error: Exception) -> str | None:
+    """Return where in a template an error comes from: jinja's tracebacks lead through its lines."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.endswith(".j2")]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
 
 
 def sources(templates: Sequence[Path] = ()) -> dict[str, Path]:
@@ -135,7 +155,7 @@ def directives(request: Request) -> list[str]:
     # In a file name sbatch replaces %j and the like; a folder's own percent signs stay.
     output = str(request.run_dir).replace("%", "%%")
     options = {
-        **request.sbatch,
+        **for_site(request.sbatch, request.profile),
         "output": f"{output}/{pattern}",
         "open-mode": "append",
         "ntasks-per-node": "1",
@@ -143,8 +163,6 @@ def directives(request: Request) -> list[str]:
     }
     if request.array:
         options["array"] = request.array
-    if request.profile.gpus == "gres" and "gpus-per-node" in options:
-        options["gres"] = f"gpu:{options.pop('gpus-per-node')}"
     return [
         f"--{name}={quoted(value)}" if value else f"--{name}" for name, value in options.items()
     ]
@@ -181,7 +199,7 @@ def _node_python(request: Request) -> list[str]:
         return [quoted(_host_python(request))]
     if box.engine == "pyxis":  # srun makes the container
         return [quoted(box.python)]
-    words = ["apptainer", "exec", *(["--nv"] if "gpus-per-node" in request.sbatch else [])]
+    words = ["apptainer", "exec", *(["--nv"] if request.gpus else [])]
     words += [f"--bind={mount}" for mount in _mounts(request, box)]
     return [quoted(word) for word in [*words, f"--pwd={request.workdir}", box.image, box.python]]
 

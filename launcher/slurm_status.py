@@ -158,7 +158,7 @@ def find(words: Sequence[str], folder: Path = Path("runs")) -> list[Path]:
         path = Path(word)
         if SlurmFolder(path / "slurm").exists():
             found |= dict.fromkeys(runs_of(path))
-        elif path.is_dir():
+        elif os.path.isdir(word):  # noqa: PTH112  # `is_dir` raises for what no name can be
             raise RunDirError(
                 f"`{word}` was not made by `launcher submit`", hint="`launcher runs` shows it"
             )

@@ -7,10 +7,12 @@ Importing torch takes seconds, in which the parent may be killed: nobody would t
 
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 from launcher.gpus import stay_near
-from launcher.processes import PARENT, die_with_parent
+from launcher.processes import LOADED, PARENT, die_with_parent
 
 
 def main(what: str, arguments: list[str]) -> int:
@@ -19,7 +21,11 @@ def main(what: str, arguments: list[str]) -> int:
     os.environ[PARENT] = str(os.getpid())  # for those that this process starts
     if what in ("worker", "probe") and os.environ.get("ACCELERATE_USE_CPU") != "true":
         stay_near(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["OMP_NUM_THREADS"]))
-    return int(import_module(f"launcher.{what}").main(arguments))
+    module = import_module(f"launcher.{what}")
+    if mark := os.environ.pop(LOADED, None):  # a job wants to know of each node
+        with suppress(OSError), Path(mark).open("a", encoding="utf-8") as file:
+            file.write("loaded\n")
+    return int(module.main(arguments))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Plan a submission and carry it out: from a recipe and options to run directories and a job."""
 
-import re
+import os
 import shutil
 import sys
 import tempfile
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from launcher import slurm, slurm_profile, slurm_render, snapshot, wandb_run
+from launcher import slurm, slurm_options, slurm_profile, slurm_render, snapshot, wandb_run
 from launcher.config import describe, new_run_path
 from launcher.errors import BadInput, RunDirError
 from launcher.files import make_new_folder, remove_empty
@@ -19,7 +19,7 @@ from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, outline
 from launcher.run_dir import RunDir, write_json, write_text
 from launcher.slurm_job import Job, SlurmFolder
-from launcher.slurm_profile import Setting, gpus_of, nodes_of
+from launcher.slurm_options import Setting, gpus_of, nodes_of
 from launcher.slurm_render import Request, Scripts
 
 DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
@@ -69,7 +69,11 @@ class Plan:
     request: Request
     settings: Mapping[str, Setting]
     templates: Sequence[Path]
-    cpu: bool
+
+    @property
+    def cpu(self) -> bool:
+        """Whether it trains on the CPU: no GPUs are asked for."""
+        return not self.request.gpus
 
     @property
     def nodes(self) -> int:
@@ -85,6 +89,8 @@ class Plan:
     def warnings(self) -> list[str]:
         """What the user should know before."""
         found = slurm_render.warnings(self.scripts, requeue=self.request.requeue)
+        found += slurm_options.warnings(self.settings, self.request.nproc, self.request.gpus)
+        found += slurm_options.of_environment(os.environ)[1]
         for path in (self.request.run_dir, Path(self.request.python)):
             if path.is_relative_to(tempfile.gettempdir()):
                 found.append(f"{path} is in {tempfile.gettempdir()}, which other nodes do not see")
@@ -101,12 +107,12 @@ def plan(wishes: Wishes) -> Plan:
         raise BadInput(f"--template {wishes.template} is no folder")
     profiles = [folder / "profiles" for folder in (*templates, Path.cwd() / "slurm")]
     profile = slurm_profile.load(wishes.profile, profiles)
-    settings = slurm_profile.settled(
-        wishes.sbatch or {}, profile, DEFAULTS | {"job-name": file.name}
-    )
-    nproc = wishes.nproc or gpus_of(settings) or 1
-    cpu = "gpus-per-node" not in settings and "gres" not in settings
-    _add_consequences(settings, nproc, cpu=cpu)
+    sites, _ = slurm_options.of_environment(os.environ)
+    defaults = DEFAULTS | {"job-name": file.name}
+    settings = slurm_options.settled(wishes.sbatch or {}, profile, defaults, sites)
+    gpus = gpus_of(settings)
+    nproc = wishes.nproc or gpus or 1
+    slurm_options.add_consequences(settings, nproc, gpus)
     run_dir = (wishes.run_dir or new_run_path(file.name)).absolute()
     recipes = list(_recipes(wishes, file))
     paths = [run_dir / str(task) for task in range(len(recipes))] if wishes.grid else [run_dir]
@@ -118,33 +124,23 @@ def plan(wishes: Wishes) -> Plan:
         nproc=nproc,
         sbatch={name: setting.value for name, setting in settings.items()},
         profile=profile,
+        gpus=gpus,
         requeue=wishes.restart == "requeue",
         array=f"0-{len(recipes) - 1}{limit}" if wishes.grid else None,
     )
     points = [Point(RunDir(path), recipe) for path, recipe in zip(paths, recipes, strict=True)]
-    return Plan(wishes, file, points, request, settings, templates, cpu)
-
-
-def _add_consequences(settings: dict[str, Setting], nproc: int, *, cpu: bool) -> None:
-    """Add options that follow from others; raises BadInput for values that cannot be."""
-    nodes_of(settings)
-    if cpu:
-        cores = Setting(str(nproc), "default: a core for each process")
-        settings.setdefault("cpus-per-task", cores)
-    if "mail-user" in settings:
-        settings.setdefault("mail-type", Setting("END,FAIL", "default with --mail-user"))
-    value, source = settings["signal"]
-    if not re.fullmatch(r"B:USR1@\d+", value):
-        hint = "write --sbatch signal=B:USR1@SECONDS: it goes to the script, which passes it on"
-        raise BadInput(f"sbatch's --signal={value} does not stop a run ({source})", hint=hint)
+    return Plan(wishes, file, points, request, settings, templates)
 
 
 def check(plan: Plan, *, queue: bool = True) -> str:
     """Check all that can be checked before anything is written; returns what SLURM says of it."""
     for name, script in zip(("batch script", "node script"), plan.scripts, strict=True):
         slurm.check_syntax(script, name)
-    if plan.request.run_dir.exists():
-        raise _taken(plan.request.run_dir)
+    try:
+        if plan.request.run_dir.exists():
+            raise _taken(plan.request.run_dir)
+    except OSError as error:
+        raise _unwritable(plan.request.run_dir, error) from error
     if not Path(plan.request.python).is_file():
         raise BadInput(f"there is no interpreter {plan.request.python}")
     return slurm.check_accepted(plan.scripts.batch) if queue else ""

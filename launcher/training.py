@@ -85,14 +85,19 @@ class Training:
     odd: list[str] = field(default_factory=list)  # parameters that were never finite
     graphs: Graphs | None = None
     profiler: profile | None = None
-    most_steps: int | None = None  # of each loop, for debugging
+    most_steps: int | None = None  # of each loop, and of one epoch only: for debugging
 
     def tested_weights(self) -> AbstractContextManager[None]:
         """Have in the model, for a while, what is tested and kept: the average, if there is one."""
         return self.average.in_the_model() if self.average else nullcontext()
 
     @property
+    def epochs(self) -> int:
+        """After how many epochs the training is done."""
+        return self.recipe.epochs if self.most_steps is None else 1
+
+    @property
     def position(self) -> Position:
         """How far the epoch is, for people."""
         done, size = self.progress.samples_into_epoch, self.train_loader.sampler.size
-        return Position(self.progress.epoch, self.recipe.epochs, done, size)
+        return Position(self.progress.epoch, self.epochs, done, size)

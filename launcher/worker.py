@@ -85,10 +85,10 @@ def warn(message: str) -> None:
 
 def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     """Train and test for what is left of the epochs; collective. Returns what result.json says."""
-    recipe, progress = training.recipe, training.progress
+    progress = training.progress
     began, in_training_s, samples = time.perf_counter() - progress.seconds, 0.0, 0
     try:
-        while progress.epoch < recipe.epochs:
+        while progress.epoch < training.epochs:
             before, started = progress.samples_into_epoch, time.perf_counter()
             train_loop(training, saver)
             in_training_s += time.perf_counter() - started

@@ -147,6 +147,26 @@ def test_what_slurm_would_refuse_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("export", ["NONE", "HOME"])
+def test_a_job_that_gets_no_environment_trains(
+    cluster: Cluster, tmp_path: Path, export: str
+) -> None:
+    words = ["digits", "epochs=1", "--nodes=2", "--nproc=2", "--sbatch", f"export={export}"]
+    job = submit(cluster, tmp_path, *words)
+    assert job.wait() == "COMPLETED", job.said
+    assert job.result["world_size"] == 4
+
+
+def test_a_job_that_can_never_start_is_told_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["submit", "digits", "--no-checks", "--time=90", "--run-dir", tmp_path / "a b"]
+    done = launcher(*words, cwd=tmp_path, env=cluster.env)
+    assert done.returncode == 0, done.stderr
+    said = "warning: it can never start as it is (PartitionTimeLimit): launcher cancel 'a b'"
+    assert said in done.stderr
+    again = launcher("cancel", "a b", cwd=tmp_path, env=cluster.env)
+    assert "told to end; go on: launcher resubmit 'a b'" in again.stdout
+
+
 def test_a_job_can_be_followed_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
     words = ["submit", "digits", "epochs=1", "--no-checks", "--follow", "--run-dir", "r"]
     done = launcher(*words, cwd=tmp_path, env=cluster.env)

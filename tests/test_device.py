@@ -1,5 +1,7 @@
 """Batches on their way to a GPU: in order, one ahead, and the same as on the CPU."""
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -8,9 +10,11 @@ import pytest
 import torch
 from test_data import batches, digits, same
 
+from launcher import data as data_module
+from launcher import device
 from launcher.arrays import ArrayDataset
 from launcher.data import Loader, Shard
-from launcher.device import CPU, moved, one_ahead, prefetched
+from launcher.device import CPU, moved, on_host, one_ahead, prefetched, reserve, set_arithmetic
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
 
@@ -99,6 +103,95 @@ def test_an_epoch_that_ends_early_leaves_nothing_behind_for_the_next() -> None:
     assert same(batches(loader, epoch=1, start=5), whole[5:])
 
 
+class There(torch.Tensor):
+    """A tensor that says it is on a GPU, where there is none."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """What was pinned, in order, where nothing can be; and the waits for a stream, as ()."""
+    asked: list[torch.Size] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(tensor.shape)
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    class Waits:
+        def synchronize(self) -> None:
+            asked.append(torch.Size())
+
+    monkeypatch.setattr(device, "_pinned", pin)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Waits())
+    return asked
+
+
+def test_a_copy_from_a_gpu_goes_to_pinned_memory_and_is_waited_for_once(
+    pinned: list[torch.Size],
+) -> None:
+    there = [torch.rand(2, 3).t().as_subclass(There), torch.rand(4).as_subclass(There)]
+    kept = on_host({"a": there, "b": torch.ones(1), "c": 3})
+    assert pinned == [(3, 2), (4,), ()]
+    assert torch.equal(kept["a"][0], there[0])
+    assert kept["a"][0].is_contiguous()
+    assert (float(kept["b"]), kept["c"]) == (1, 3)
+
+
+def test_what_will_be_copied_is_pinned_before_and_nothing_of_a_cpu(
+    pinned: list[torch.Size],
+) -> None:
+    reserve([torch.ones(5), {"x": torch.ones(7).as_subclass(There)}, None])
+    for thread in threading.enumerate():
+        if thread.name == "pinned memory":
+            thread.join()
+    assert pinned == [(7,)]
+
+
+def test_a_copy_on_a_cpu_is_one_of_its_own(pinned: list[torch.Size]) -> None:
+    tensor = torch.ones(3)
+    kept = on_host([tensor])
+    tensor.zero_()
+    assert kept[0].tolist() == [1, 1, 1]
+    assert pinned == []
+
+
+@pytest.mark.parametrize(("free", "small"), [(1e9, True), (1e4, False)])
+def test_arrays_that_are_small_beside_a_gpu_s_memory_go_there_unasked(
+    free: float, small: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free), int(free)))
+    data = ArrayDataset(torch.zeros(100, 10))
+    assert data_module._is_small(data, GPU) == small
+    assert not data_module._is_small(data, CPU)
+    assert not data_module._is_small(torch.utils.data.TensorDataset(*data.arrays), GPU)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_convolutions_are_float32_unless_asked_otherwise(tf32: bool) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        set_arithmetic(tf32=tf32, deterministic=False)
+        assert torch.backends.cudnn.allow_tf32 == tf32
+        assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+        torch.set_float32_matmul_precision("medium")  # as a recipe's own lines might
+        set_arithmetic(tf32=False, deterministic=False)
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_deterministic_is_torch_s_own_word_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        set_arithmetic(tf32=False, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(mode=False)
+
+
 def test_on_a_cpu_nothing_is_moved() -> None:
     tensor = torch.ones(3)
     assert moved(tensor, CPU) is tensor
@@ -108,7 +201,7 @@ def test_on_a_cpu_nothing_is_moved() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "hyperparameters",
-    [{}, {"data_on_device": True}, {"num_workers": 1}],
+    [{"data_on_device": False}, {"data_on_device": True}, {"num_workers": 1}],
     ids=["copied", "on-device", "workers"],
 )
 def test_batches_on_a_gpu_are_those_of_the_cpu(hyperparameters: dict[str, int]) -> None:

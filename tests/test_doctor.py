@@ -48,7 +48,8 @@ def test_a_sound_machine_passes_its_own_checks_in_a_moment(tmp_path: Path) -> No
     began = time.monotonic()
     found = checks.node_checks(tmp_path)
     assert time.monotonic() - began < 2
-    assert [check.name for check in found] == ["versions", "host name", "port", "disk", "clock"]
+    names = ["versions", "host name", "port", "disk", "file system", "clock"]
+    assert [check.name for check in found] == names
     assert all(check.ok for check in found), found
     assert list(tmp_path.iterdir()) == []
 
@@ -76,7 +77,7 @@ def test_a_full_disk_fails(small_disk: Path) -> None:
 def test_a_read_only_disk_fails(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     found = checks.node_checks(small_disk)
-    assert [check.name for check in found if not check.ok] == ["disk", "clock"]
+    assert [check.name for check in found if not check.ok] == ["disk", "file system", "clock"]
     assert "Read-only file system" in named(found, "disk").detail
     assert all(check.remedy for check in found if not check.ok)
 
@@ -246,23 +247,31 @@ def test_a_sound_node_is_let_train_and_a_bad_one_is_noted(
     vet(run, Nodes(2, cpu=True), "n1")
     assert "processes: 2 of 2 came up in " in (said := capsys.readouterr().out)
     assert "all-reduce: 17 MB at " in said
-    assert SlurmFolder.of(run).bad_nodes() == {}
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(socket, "gethostname", lambda: "nobody.invalid")
     with pytest.raises(NodeFailed, match="node n1 failed its checks: host name: nobody") as caught:
         vet(run, Nodes(1, cpu=True), "n1")
     assert "/etc/hosts" in str(caught.value.hint)
-    assert "nobody.invalid has no address" in SlurmFolder.of(run).bad_nodes()["n1"]
+    assert caught.value.own_fault
 
 
 def test_what_may_be_the_networks_fault_blames_no_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost = Check("processes", False, "2 of 4 met", "see firewalls")
-    monkeypatch.setattr(doctor, "process_checks", lambda *_: [lost])
-    with pytest.raises(NodeFailed, match="2 of 4 met"):
+    monkeypatch.setattr(doctor, "process_checks", lambda *_, **__: [lost])
+    with pytest.raises(NodeFailed, match="2 of 4 met") as caught:
         vet(RunDir(tmp_path), Nodes(2, 2, 0, "n1:2000", cpu=True), "n1")
-    assert SlurmFolder.of(RunDir(tmp_path)).bad_nodes() == {}
+    assert not caught.value.own_fault
+
+
+def test_a_full_shared_disk_blames_no_node(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "process_checks", lambda *_, **__: [])
+    with pytest.raises(NodeFailed, match="No space left on device") as caught:
+        vet(RunDir(small_disk), Nodes(1, cpu=True), "n1")
+    assert not caught.value.own_fault
 
 
 FACTS = {"hosts": ["n1", "n2"], "clocks": [100.0, 100.1], "seen": [True, True], "stage": "done"}

@@ -34,6 +34,7 @@ FLOOR = {
     "checks",
     "wandb_run",
     "runs",
+    "node_marks",
 }
 LAUNCHER_SIDE = [
     "start",
@@ -47,11 +48,13 @@ LAUNCHER_SIDE = [
     "snapshot",
     "doctor",
     "slurm_profile",
+    "slurm_options",
     "doctor_slurm",
     "slurm",
     "slurm_turn",
     "slurm_requeue",
     "lifecycle",
+    "job_node",
     "slurm_render",
     "slurm_local",
     "submit",

@@ -26,6 +26,7 @@ from training import (
 pytestmark = pytest.mark.slow
 TROUBLE = RECIPES / "trouble.py"
 DIGITS = PROJECT / "recipes" / "digits.py"
+LAUNCHER = Path(sys.executable).with_name("launcher")
 
 
 def test_five_ways_to_start_give_the_same_reports(tmp_path: Path) -> None:
@@ -72,6 +73,28 @@ def test_debug_starts_no_process_and_writes_nothing(tmp_path: Path) -> None:
     assert "loss: " in done.stdout
     assert "[  128/ 1437]" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_debug_changes_nothing_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "lib.py").write_text("WARM = 3\n")
+    head, tail = DIGITS.read_text().split("    def model(self)")
+    check = """
+    def __post_init__(self):
+        super().__post_init__()
+        if self.epochs <= WARM:
+            raise ValueError("epochs are for after the warm-up")
+
+    def model(self)"""
+    told = "        print(self.epochs, self.num_workers)\n        return nn.Sequential("
+    tail = tail.replace("        return nn.Sequential(", told)
+    (tmp_path / "mine.py").write_text(f"from lib import WARM\n{head}{check}{tail}")
+    done = command(LAUNCHER, "debug", "mine.py", "--steps", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("20 None\n")
+    assert done.stdout.count("Test Error") == 1
+    done = command(LAUNCHER, "debug", "mine.py", "epochs=2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: recipe `mine.py` refuses its hyperparameters: epochs are for" in done.stderr
 
 
 def test_debug_shows_the_whole_traceback(tmp_path: Path) -> None:

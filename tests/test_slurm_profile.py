@@ -6,7 +6,7 @@ import pytest
 
 from launcher.errors import BadInput
 from launcher.run_dir import assets
-from launcher.slurm_profile import Container, Profile, Setting, load, sbatch_options, settled
+from launcher.slurm_profile import Container, load
 
 FULL = """\
 modules = ["cuda/12.4"]
@@ -66,6 +66,8 @@ def test_the_bundled_profiles_are_right(path: Path) -> None:
         ("modules = 'cuda'", "`modules` of .* must be a list of strings"),
         ("sbatch = 3", r"\[sbatch\] of .* must be a table"),
         ("[sbatch]\npartition = [1]", "`partition` in .* must be a string or a number"),
+        ("[sbatch]\naccount = ''", r"`account` in \[sbatch\] of .* has an empty value"),
+        ("[sbatch]\nexclusive = ' '", "has an empty value"),
         ("[variables]\n'A B' = 'x'", "no name of a variable"),
         ("gpus = 'all'", "must be gpus-per-node or gres"),
         ("venv = 3", "`venv` of .* must be a string"),
@@ -86,35 +88,3 @@ def test_an_unknown_profile_gets_the_nearest_name(tmp_path: Path) -> None:
     assert "did you mean `default`" in str(caught.value)
     with pytest.raises(BadInput, match="cannot be read"):
         load(str(tmp_path / "none.toml"), [])
-
-
-def test_the_command_line_wins_over_the_profile_and_it_over_defaults() -> None:
-    profile = Profile(sbatch={"partition": "gpu", "time": "60"}, source="profile site (site.toml)")
-    found = settled({"time": "5"}, profile, {"nodes": "1", "time": "1"})
-    assert found == {
-        "nodes": Setting("1", "default"),
-        "partition": Setting("gpu", "profile site (site.toml)"),
-        "time": Setting("5", "command line"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("output", "not yours to give"),
-        ("gpus-per-task", "not yours to give"),
-        ("Time", "no option of sbatch"),
-        ("time\n#SBATCH --x", "no option of sbatch"),
-        ("", "no option of sbatch"),
-    ],
-)
-def test_an_option_that_is_none_or_ours_is_refused(name: str, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        settled({name: "1"}, Profile(), {})
-
-
-def test_options_of_sbatch_are_words_with_and_without_a_value() -> None:
-    assert sbatch_options(["reservation=a=b", "--exclusive"]) == {
-        "reservation": "a=b",
-        "exclusive": "",
-    }

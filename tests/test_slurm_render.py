@@ -28,7 +28,7 @@ ONE = Request(
     profile=Profile(),
 )
 GPUS = {"nodes": "16", "signal": "B:USR1@120", "job-name": "big", "gpus-per-node": "8"}
-MANY = replace(ONE, nproc=8, sbatch=GPUS)
+MANY = replace(ONE, nproc=8, gpus=8, sbatch=GPUS)
 SITE = Profile(
     sbatch={},
     modules=("cuda/12.4",),
@@ -163,12 +163,20 @@ def test_an_own_template_replaces_ours_and_what_it_lacks_is_named(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{{ nodess }}", "'nodess' is undefined"), ("\n{% if %}", "line 2"), ("{% x %}", "tag 'x'")],
+    [
+        (b"{{ nodess }}", "'nodess' is undefined"),
+        (b"\n{% if %}", "line 2"),
+        (b"{% x %}", "tag 'x'"),
+        (b'{% include "none.j2" %}', "job.sbatch.j2 includes a template that there is not"),
+        (b'{% include "job.sbatch.j2" %}', "RecursionError"),
+        (b"\n{{ nproc / 0 }}", "job.sbatch.j2, line 2: ZeroDivisionError"),
+        (b"# \xff", "job.sbatch.j2: UnicodeDecodeError"),
+    ],
 )
 def test_a_broken_template_is_a_mistake_that_is_located(
-    tmp_path: Path, text: str, message: str
+    tmp_path: Path, text: bytes, message: str
 ) -> None:
-    (tmp_path / "job.sbatch.j2").write_text(text)
+    (tmp_path / "job.sbatch.j2").write_bytes(text)
     with pytest.raises(BadInput, match=message):
         render(ONE, [tmp_path])
 

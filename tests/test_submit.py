@@ -37,7 +37,10 @@ def wishes(**changes: object) -> Wishes:
         ({"gpus-per-node": "8"}, None, (8, False, None)),
         ({"gpus-per-node": "a100:4"}, None, (4, False, None)),
         ({"gpus-per-node": "8"}, 2, (2, False, None)),
-        ({"gres": "gpu:2"}, 2, (2, False, None)),
+        ({"gres": "gpu:2"}, None, (2, False, None)),
+        ({"gpus": "a100:2"}, None, (2, False, None)),
+        ({"gres": "nvme:1"}, None, (1, True, "1")),
+        ({"gpus-per-node": "0"}, None, (1, True, "1")),
         ({"cpus-per-task": "16"}, 4, (4, True, "16")),
     ],
 )
@@ -71,6 +74,7 @@ def test_a_grid_may_list_lists(tmp_path: Path) -> None:
         ({"grid": ["seed=0,1"], "overrides": ["seed=1"]}, "as an override and in --grid"),
         ({"sbatch": {"nodes": "2-4"}}, "--nodes 2-4 is not one number"),
         ({"sbatch": {"gpus-per-node": "all"}}, "--gpus-per-node all is neither"),
+        ({"sbatch": {"gpus-per-node": "2"}, "nproc": 3}, "more processes than there are GPUs: 2"),
         ({"sbatch": {"job-name": "a\nb"}}, "a line break"),
         ({"sbatch": {"signal": "USR1@60"}}, "--signal=USR1@60 does not stop a run"),
         ({"no_requeue": True, "chain": 2}, "--chain goes on where --no-requeue would not"),
@@ -98,6 +102,23 @@ def test_a_grid_has_a_run_for_each_combination_the_last_key_moving_fastest() -> 
     assert found == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
     assert [one.run.path.name for one in plan.points] == ["0", "1", "2", "3"]
     assert plan.request.array == "0-3%2"
+
+
+def test_a_name_that_no_folder_can_have_is_a_mistake_for_every_command(tmp_path: Path) -> None:
+    name = 300 * "a"
+    for words in (
+        ("submit", "digits", "--dry-run", "--run-dir", name),
+        ("submit", "digits", "--local", "--run-dir", name),
+        ("status", name),
+        ("cancel", name),
+        ("runs", name),
+        ("report", name),
+    ):
+        done = launcher(*words, cwd=tmp_path)
+        assert done.returncode == 2, words
+        assert "error: " in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_template_that_bash_cannot_read_is_refused(tmp_path: Path) -> None:
@@ -161,8 +182,44 @@ def test_without_slurm_it_says_where_to_submit(tmp_path: Path) -> None:
 
 def test_what_belongs_to_a_surrounding_job_is_not_handed_on() -> None:
     dropped = ["SBATCH_ACCOUNT", "SLURM_JOB_ID", "SRUN_CPUS_PER_TASK", "WANDB_SERVICE", "RANK"]
-    kept = ["SLURM_CONF", "PATH", "WANDB_API_KEY", "OMP_NUM_THREADS"]
+    kept = ["SLURM_CONF", "SLURM_JWT", "PATH", "WANDB_API_KEY", "OMP_NUM_THREADS"]
     assert set(slurm.environment(dict.fromkeys(dropped + kept, "x"))) == set(kept)
+
+
+def test_what_a_site_has_set_is_handed_on_outside_of_jobs() -> None:
+    kept = ["SLURM_CLUSTERS", "SRUN_CPUS_PER_TASK", "SLURM_JWT", "PATH"]
+    assert set(slurm.environment(dict.fromkeys([*kept, "PET_X"], "x"))) == set(kept)
+
+
+def test_options_by_which_a_site_speaks_are_shown_with_their_variable(tmp_path: Path) -> None:
+    env = {"SBATCH_PARTITION": "gpu", "SBATCH_GRES": "gpu:2", "SBATCH_OUTPUT": "/elsewhere"}
+    done = launcher("submit", "digits", "--dry-run", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(maxsplit=3)[1:] for line in done.stdout.splitlines() if line[:2] == "# "]
+    assert ["partition", "gpu", "SBATCH_PARTITION"] in rows
+    assert ["nproc", "2", "processes on each node"] in rows
+    assert "#SBATCH --partition=gpu\n" in done.stdout
+    assert "warning: SBATCH_OUTPUT is left out" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--account", ""], "--account has an empty value"),
+        (["--sbatch", "comment="], "--comment has an empty value"),
+        (["--sbatch", "comment"], "--comment needs a value"),
+        (["--gpus-per-node=2", "--nodes=2", "--local"], "4 GPUs are asked for"),
+        (["--sbatch", "gpus=2", "--local"], "2 GPUs are asked for, and this machine has 0"),
+    ],
+)
+def test_what_would_mean_something_else_to_slurm_is_refused(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": ""}
+    done = launcher("submit", "digits", *words, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

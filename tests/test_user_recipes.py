@@ -1,5 +1,6 @@
 """What users write into recipes, right and wrong: the same for any number of processes."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ UNSEEDED = """data = load_digits(train=True, transform=to_float)
         return torch.utils.data.Subset(data, numpy.random.permutation(700))"""
 FAIL_OR_SLEEP = """os.environ["RANK"] == "1" and {}[7]
         time.sleep(100)
-        return nn.Sequential("""
+        return torch.optim.SGD("""
 
 SPARE = """
 class Spare(nn.Flatten):
@@ -147,13 +148,44 @@ def test_a_failing_rank_does_not_wait_for_a_busy_one(tmp_path: Path) -> None:
     recipe = edited(
         tmp_path,
         ("import torch\n", "import os, time\nimport torch\n"),
-        ("return nn.Sequential(", FAIL_OR_SLEEP),
+        ("return torch.optim.SGD(", FAIL_OR_SLEEP),
     )  # fmt: skip
     before = time.monotonic()
     done = launcher("run", recipe, "--nproc", "2", "--run-dir", "r", cwd=tmp_path, timeout_s=60)
     assert "rank 1 on" in done.stderr
     assert "KeyError: 7" in done.stderr
     assert time.monotonic() - before < 25
+
+
+def test_what_may_be_downloaded_is_made_in_one_process_of_a_machine_first(tmp_path: Path) -> None:
+    noted = 'note("{}")\n        return '
+    note = """
+import launcher.prepare, os, time
+launcher.prepare._SAY_AFTER_S = 0.2
+
+def note(what):
+    with open(f"rank-{os.environ['RANK']}", "a") as file:
+        print(what, time.time(), file=file, flush=True)
+    time.sleep(0.1)
+
+@dataclass"""
+    recipe = edited(
+        tmp_path,
+        ("@dataclass", note),
+        ("return load_digits(train=True", noted.format("train_data") + "load_digits(train=True"),
+        ("return load_digits(train=False", noted.format("test_data") + "load_digits(train=False"),
+        ("return nn.Sequential(", noted.format("model") + "nn.Sequential("),
+        ("return nn.CrossEntropyLoss(", noted.format("loss") + "nn.CrossEntropyLoss("),
+    )
+    done = launcher("run", recipe, "--nproc", "3", "epochs=1", "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [(tmp_path / f"rank-{rank}").read_text().split() for rank in range(3)]
+    for row in rows:
+        assert row[::2] == ["train_data", "test_data", "model", "loss"]
+    assert all(float(row[1]) > float(rows[0][-1]) for row in rows[1:])
+    said = done.stdout.splitlines()
+    at = said.index("preparing data and model, first in one process of each machine")
+    assert re.fullmatch(r"prepared in \d+ s; now the other processes do", said[at + 1])
 
 
 def test_busy_data_workers_do_not_survive_the_launcher(tmp_path: Path) -> None:

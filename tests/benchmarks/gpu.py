@@ -55,6 +55,7 @@ OPTIONS = {
 }
 OPTIONS["all"] = [word for words in OPTIONS.values() for word in words]
 OPTIONS["graphs"] = ["data_on_device=true", "fused_optimizer=true", "cuda_graphs=true"]
+OPTIONS["compile graphs"] = [*OPTIONS["graphs"], "compile=true"]
 OPTIONS["all graphs"] = [*OPTIONS["all"], "cuda_graphs=true"]
 BY_HAND = "bf16,channels_last,compile,fused"  # what `all` is compared with
 

@@ -11,7 +11,7 @@ from check import PROJECT, Note
 sys.path[:0] = [str(PROJECT / "tests" / "benchmarks")]
 # name, contenders of benchmarks/gpu.py
 WORK = {
-    "mlp": ["loop", "accelerate", "launcher", "launcher graphs", "launcher all graphs"],
+    "mlp": ["loop", "accelerate", "launcher", "launcher graphs", "launcher compile graphs"],
     "resnet": ["loop all", "launcher all"],
 }
 ROUNDS = int(os.environ.get("CHECK_ROUNDS", "2"))

@@ -39,7 +39,7 @@ STAGES = {
     4: Stage("NCCL with one rank, in DDP", 45, "nccl"),
     5: Stage("speed against a loop by hand and Accelerate", 200, "against_peers"),
     6: Stage("waits of the host, idle share, captured steps, checkpoints", 120, "traces"),
-    7: Stage("a GPT of 350 million parameters: tokens/s, MFU", 150, "gpt_speed"),
+    7: Stage("a GPT of 350 million parameters: tokens/s, MFU", 200, "gpt_speed"),
 }
 Note = Callable[..., None]
 

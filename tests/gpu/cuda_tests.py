@@ -12,7 +12,9 @@ FILES = ("tests/test_device.py", "tests/gpu/test_cuda.py")
 
 def main(cpu: bool, folder: Path, note: Note) -> None:
     words = [*("-m", "pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider"), *FILES]
-    words += [] if cpu else ["-n", "6"]  # they wait for processes to start, most of all
+    words += (
+        [] if cpu else ["-n", "6", "-p", "no:benchmark"]
+    )  # they wait for processes to start, most of all
     done = subprocess.run(
         [sys.executable, *words, f"--junitxml={folder / 'tests.xml'}", "--durations=8"],
         cwd=PROJECT,

@@ -1,0 +1,117 @@
+"""How far each node of a job came in one start, and which of them are to blame for its failure.
+
+A node has a file of a few lines, logs/node-K-mark.txt: node.sh writes the first as its first act,
+what fails there and the launcher's stages follow. Only what another node does not have is a node's
+own fault: a full shared disk, or an environment without torch, is the same everywhere.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from launcher.run_dir import RunDir, read_json
+
+# The node's script runs; Python does; its disk, clock and name are sound; torch can be imported;
+# all processes can use their devices. After all of them come processes that train.
+Stage = Literal["came", "began", "sound", "loaded", "able"]
+_STAGES: tuple[str, ...] = get_args(Stage)
+_PATIENCE_S = 20.0  # for other nodes to come further, or to fail alike
+_NEIGHBOURS = 8  # nodes that are looked at then: each looks, and there may be a thousand
+
+
+@dataclass(frozen=True)
+class Came:
+    """How far one node came, and what it found to be wrong with itself."""
+
+    node: str  # its name
+    stage: int  # stages it came to; one more where its processes lived
+    fault: str = ""  # of its own, in words; "" where it told none
+    hint: str | None = None
+
+
+def note(run: RunDir, node_rank: int, stage: Stage, node: str) -> None:
+    """Note that a node has come to a stage; a full or lost disk is found by others."""
+    with suppress(OSError), run.node_mark(node_rank).open("a", encoding="utf-8") as file:
+        file.write(f"{stage} {node}\n")
+
+
+def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
+    """Return how far a node came; `node` is its name, should it have left none."""
+    try:
+        lines = run.node_mark(node_rank).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return Came(node, 0)
+    told = [line.partition(" ") for line in lines]
+    found = {word: rest for word, _, rest in told}
+    stage = max((at for at, name in enumerate(_STAGES, 1) if name in found), default=0)
+    ranks = range(node_rank * nproc, (node_rank + 1) * nproc)
+    if any(run.record(rank).exists() for rank in ranks):
+        stage = len(_STAGES) + 1
+    error = read_json(run.node_error(node_rank)) or {}
+    fault = error.get("error", "") if error.get("own_fault") else ""
+    name = next(iter(found.values()), node).strip() or node
+    if "failed" in found:
+        fault = f"node {name}: {found['failed']}"
+    return Came(name, stage, fault, error.get("hint"))
+
+
+def look_at_all(run: RunDir, nproc: int, names: Sequence[str]) -> list[Came]:
+    """Return how far the nodes of these names came, in the order of their ranks.
+
+    Who left no mark although most others did does not see the run directory.
+    """
+    all_of = [look(run, rank, nproc, name) for rank, name in enumerate(names)]
+    absent = sum(one.stage == 0 for one in all_of)
+    # A script of the user's own leaves none; and processes start when all nodes have come.
+    if 2 * absent > len(all_of) or any(one.stage > len(_STAGES) for one in all_of):
+        return all_of
+    words = f"it left no mark in {run.logs}"
+    hint = "is the file system of the run directory mounted there?"
+    return [
+        one if one.stage else Came(one.node, 0, f"node {one.node} never came: {words}", hint)
+        for one in all_of
+    ]
+
+
+def to_blame(all_of: Sequence[Came], before: Mapping[str, str]) -> dict[str, str]:
+    """Return the nodes whose own fault it was, with the fault: others came further.
+
+    Of a job with one node nobody else tells, but the starts right before it, on other nodes:
+    `before` are the faults found there.
+    """
+    faulty = [one for one in all_of if one.fault]
+    if len(all_of) == 1:
+        return {one.node: one.fault for one in faulty if one.node and not alike(one, before)}
+    farthest = max((one.stage for one in all_of), default=0)
+    return {one.node: one.fault for one in faulty if one.node and one.stage < farthest}
+
+
+def alike(one: Came, before: Mapping[str, str]) -> list[str]:
+    """Return the other nodes that had the same fault, but for names and figures."""
+    plain = _plain(one.fault, one.node)
+    return [
+        name for name, fault in before.items() if name != one.node and _plain(fault, name) == plain
+    ]
+
+
+def _plain(fault: str, node: str) -> str:
+    return re.sub(r"[-+\d.,]+", "#", fault.replace(node, "NODE"))
+
+
+def give_others_time(run: RunDir, node_rank: int, nnodes: int, nproc: int) -> None:
+    """Wait until another node has come further than this one, or those near it have failed, too.
+
+    For a node that failed: its end is the end of all.
+    """
+    mine = look(run, node_rank, nproc).stage
+    near = [(node_rank + step) % nnodes for step in range(1, min(nnodes, _NEIGHBOURS + 1))]
+    deadline = time.monotonic() + _PATIENCE_S
+    while near and time.monotonic() < deadline:
+        others = {rank: look(run, rank, nproc) for rank in near}
+        failed = [one.fault or run.node_error(rank).exists() for rank, one in others.items()]
+        if any(one.stage > mine for one in others.values()) or all(failed):
+            return
+        time.sleep(0.5)

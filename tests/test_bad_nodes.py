@@ -1,0 +1,119 @@
+"""Nodes that cannot train are named and left out, on a real cluster; but not for what all lack."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, missing, slurm_cluster
+from training import Run, launcher
+
+from launcher.slurm_job import SlurmFolder
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
+ENDS = ("COMPLETED", "FAILED", "CANCELLED")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Six nodes."""
+    if reason := missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    with slurm_cluster(folder, nodes=6, cpus=4, extra=["MessageTimeout=10"]) as running:
+        yield running
+
+
+def hide(cluster: Cluster, node: str, folder: Path) -> None:
+    """Have a node see an empty folder instead, as where a file system is not mounted."""
+    enter = ["nsenter", "--target", str(cluster.daemons[node][-1].pid), "--mount"]
+    subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(folder)], check=True)
+
+
+def site(folder: Path, *, torch: bool) -> Path:
+    """A profile with an environment and a library of its own, all below a folder."""
+    (folder / "env" / "bin").mkdir(parents=True)
+    (folder / "env" / "bin" / "activate").touch()
+    (folder / "env" / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / "env" / "bin" / "python").chmod(0o755)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "torch.py").write_text("raise ImportError('libcuda.so.1 is not there')\n")
+    (folder / "mark").mkdir()  # a node that does not see it has no torch, either
+    (folder / "mark" / "torch").touch() if torch else None
+    lines = [
+        f"venv = '{folder}/env'",
+        f"node_setup = ['[ -e {folder}/mark/torch ] || export PYTHONPATH={folder}/broken',",
+        f"              'test -d {folder}/mark']",
+    ]
+    (folder / "site.toml").write_text("\n".join(lines))
+    return folder / "site.toml"
+
+
+def submit(cluster: Cluster, folder: Path, *words: object) -> int:
+    words = ("submit", "digits", "epochs=1", *words, "--run-dir", folder / "runs" / "r", "--json")
+    done = launcher(*words, cwd=folder, env=cluster.env)
+    assert done.returncode == 0, done.stderr
+    return int(json.loads(done.stdout)["jobs"][0])
+
+
+def test_each_kind_of_node_that_cannot_train_is_left_out_and_named(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    profile = site(tmp_path, torch=True)
+    (tmp_path / "runs").mkdir()
+    hide(cluster, "n2", tmp_path / "runs")
+    hide(cluster, "n3", tmp_path / "env")
+    hide(cluster, "n4", tmp_path / "mark")
+    words = ["--nodes=3", "--sbatch", "hold", "--max-failures=9"]
+    job = submit(cluster, tmp_path, *words, "--profile", profile)
+    # The first one is always n1. `sbatch --test-only` knows no --nodelist.
+    cluster.run("scontrol", "update", f"JobId={job}", "ReqNodeList=n1")
+    cluster.run("scontrol", "release", str(job))
+    state = cluster.wait(job, *ENDS, timeout_s=400)
+    folder = SlurmFolder(tmp_path / "runs" / "r" / "slurm")
+    said = folder.output(str(job)).read_text()
+    assert state == "COMPLETED", said
+    ends = [(one.nodes, one.verdict, one.bad_nodes) for one in folder.attempts()]
+    assert ends == [
+        ("n[1-3]", "failed", ["n2", "n3"]),
+        ("n[1,4-5]", "failed", ["n4"]),
+        ("n[1,5-6]", "completed", []),
+    ]
+    assert cluster.job(job)["ExcNodeList"] == "n2,n3,n4"
+    reasons = folder.bad_nodes()
+    assert "node n2 never came" in reasons["n2"]
+    assert re.search(rf"node n3: line \d+ of node.sh .*{tmp_path}/env/bin/python", reasons["n3"])
+    assert "libcuda.so.1 is not there" in reasons["n4"]
+    assert "error: node n2 never came" in said
+    assert "error: node n4 failed its checks" in said
+
+
+def test_what_every_node_lacks_excludes_none(cluster: Cluster, tmp_path: Path) -> None:
+    profile = site(tmp_path, torch=False)
+    job = submit(cluster, tmp_path, "--profile", profile, "--no-checks", "--exclude=n[2-5]")
+    assert cluster.wait(job, *ENDS, timeout_s=200) == "FAILED"
+    assert cluster.job(job)["ExitCode"] == "76:0"
+    folder = SlurmFolder(tmp_path / "runs" / "r" / "slurm")
+    assert [one.nodes for one in folder.attempts()] == ["n1", "n6"]
+    assert folder.bad_nodes() == {}
+    error = Run(tmp_path / "runs" / "r").result["error"]
+    assert "given up: " in error
+    assert "it was no better on n1" in error
+
+
+def test_a_first_node_without_the_interpreter_is_left_out_once(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    profile = site(tmp_path, torch=True)
+    hide(cluster, "n2", tmp_path / "env")
+    job = submit(cluster, tmp_path, "--profile", profile, "--no-checks", "--exclude=n1,n[4-6]")
+    folder = SlurmFolder(tmp_path / "runs" / "r" / "slurm")
+    state = cluster.wait(job, *ENDS, timeout_s=200)
+    assert state == "COMPLETED", folder.output(str(job)).read_text()
+    assert [one.nodes for one in folder.attempts()] == ["n3"]
+    assert folder.bad_nodes() == {"n2": f"there is no {tmp_path}/env/bin/python"}
+    assert cluster.job(job)["ExcNodeList"] == "n[1,4-6],n2"
+    assert not folder.unfit_folder.exists()
