@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from launcher.arrays import ArrayDataset
 from launcher.device import CPU, moved, prefetched
 from launcher.errors import DataError, RecipeError
+from launcher.losses import labels_left_out
 from launcher.processes import cores, die_with_parent
 from launcher.randomness import Numbers, SampleRandom, seed_sample
 from launcher.recipe import Recipe
@@ -32,6 +33,7 @@ class Shard(NamedTuple):
     size: int  # samples in the global batch
     own: int  # samples in this shard that count; 0: a ghost, to be weighted 0
     micro_batches: list[Any]  # what the dataset gave, collated
+    left_out: int = 0  # labels that torch leaves out of a mean where nothing else is said
 
 
 class SizedData(Protocol):
@@ -48,16 +50,24 @@ class _Fetcher(Dataset[Shard]):
     sample), so that random transforms are the same for every world size and number of workers.
     """
 
-    def __init__(self, dataset: SizedData, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, dataset: SizedData, recipe: Recipe, device: torch.device, *, test: bool
+    ) -> None:
         self.dataset = dataset
         self.device = device  # where batches of arrays are made
         self.arrays = dataset if in_memory(dataset) else None
         self.recipe = recipe
         self.draws_checked = False
+        self.counts_left_out = recipe.counts_samples(test=test)
+        if self.arrays is not None:  # looked at once, so that no step has to
+            self.counts_left_out = self.counts_left_out and bool(
+                labels_left_out(self.arrays.arrays)
+            )
 
     def __getitem__(self, indices: ShardIndices) -> Shard:
         batches = [self._batch(indices.epoch, micro) for micro in indices.micro_batches]
-        return Shard(indices.size, indices.own, batches)
+        left_out = sum(map(labels_left_out, batches)) if self.counts_left_out else 0
+        return Shard(indices.size, indices.own, batches, left_out)
 
     def _batch(self, epoch: int, indices: Numbers) -> Any:
         seed = self.recipe.seed
@@ -133,6 +143,7 @@ class Loader:
         device: torch.device,
         *,
         alone: bool = False,
+        test: bool = False,
     ) -> None:
         self.sampler = sampler
         self.device = device
@@ -141,7 +152,7 @@ class Loader:
         wanted = recipe.data_on_device
         if wanted or (wanted is None and not workers and _is_small(dataset, device)):
             dataset = _on_device(dataset, device, workers)
-        fetcher = _Fetcher(dataset, recipe, CPU if workers else device)
+        fetcher = _Fetcher(dataset, recipe, CPU if workers else device, test=test)
         self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
         if workers:
             loader: DataLoader[Shard] = DataLoader(

@@ -14,6 +14,7 @@ from launcher.context import unwrapped
 from launcher.data import Shard
 from launcher.errors import NonFiniteLoss, PeerFailed, RecipeError, Stopped, TrainingFailed
 from launcher.faults import check_finite, not_finite
+from launcher.losses import refuse_left_out
 from launcher.metrics import Sums, Totals
 from launcher.randomness import seed_step
 from launcher.recipe import StepSums
@@ -32,6 +33,7 @@ def train_loop(run: Training, saver: Saver | None) -> None:
     sampler.seek(progress.epoch, progress.steps_into_epoch)
     end = min(sampler.steps, run.most_steps or sampler.steps)
     run.times.start()
+    run.loss_watch.look()
     batches = islice(run.train_loader, end - progress.steps_into_epoch)
     for shard in run.times.waiting(batches):  # one global batch
         run.marker.tick()
@@ -76,10 +78,10 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
         if shard.own:
             run.sums.add(sums)
             count = count + sums.count
-    run.sums.end_step(shard.own)
+    run.sums.end_step(shard.own, _left_out(run, shard))
     if run.progress.step == 0:
         _refuse_unused(run)
-    if not run.recipe.counts_samples():
+    if not run.samples_count:
         _divide_by_count(run, shard.size, count)
     if measure:
         _measure(run)
@@ -103,10 +105,18 @@ def _passes(run: Training, scale: int, size: int, last: bool, batch: Any) -> Ste
     return sums
 
 
-def _backward(loss: Tensor, weight: float) -> None:
+def _backward(loss: Tensor, weight: float | Tensor) -> None:
     """Do what `(loss * weight).backward()` does; 1 is what torch starts from by itself, faster."""
-    start = None if weight == 1 else torch.full_like(loss, weight)  # ()
+    if isinstance(weight, Tensor):
+        start: Tensor | None = weight.to(loss.dtype).reshape(loss.shape)
+    else:
+        start = None if weight == 1 else torch.full_like(loss, weight)  # ()
     loss.backward(start)  # type: ignore[no-untyped-call]  # torch's own
+
+
+def _left_out(run: Training, shard: Shard) -> int:
+    """Return how many labels the loss has left out of its mean without being told to."""
+    return shard.left_out if run.loss_watch.by_default and shard.own else 0
 
 
 def _expect_sums(made: Any, method: str) -> StepSums:
@@ -215,6 +225,7 @@ def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:
     reduced = iter(run.context.reduce(torch.cat(parts)).tolist())
     sums, summed, checksums = (list(islice(reduced, len(part))) for part in parts)
     totals = run.sums.totals(sums)
+    refuse_left_out(totals.left_out, step)  # all of a shard's left out: its mean is NaN
     check_finite(totals, step - len(totals.losses), run.progress.epoch)
     run.drift.check(checksums, step)
     return totals, summed
@@ -234,17 +245,19 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     sampler = run.test_loader.sampler
     sampler.seek(0)
     run.pulse.start()  # a test batch takes another time than a step
+    run.loss_watch.look(test=True)
     for shard in islice(run.test_loader, run.most_steps):
         run.marker.tick()
         if shard.own:
             for batch in shard.micro_batches:
                 made = run.recipe.test_step(model, batch, run.loss_fn)
                 sums.add(_expect_sums(made, "test_step"))
-        sums.end_batch(shard.own)
+        sums.end_batch(shard.own, _left_out(run, shard))
         if run.pulse.due():
             exchange(run, saver, report=False)
     sums.end_step(0)
     totals = sums.totals(run.context.reduce(sums.vector()).tolist())
+    refuse_left_out(totals.left_out, run.progress.step)
     check_finite(totals, run.progress.step, run.progress.epoch, "the test loss after")
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")

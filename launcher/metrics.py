@@ -19,6 +19,7 @@ class Totals:
     count: float  # what the loss is a mean over
     correct: int | None  # None where the recipe has no accuracy
     samples: int
+    left_out: int = 0  # labels that a mean has left out although nobody said so
 
     @property
     def loss(self) -> float:
@@ -52,7 +53,7 @@ class Sums:
         self._correct.zero_()
         self._step = 0
         self._count: float | Tensor = 0
-        self._samples = 0
+        self._samples = self._left_out = 0
         self._has_accuracy = True
 
     def restore(self, totals: Totals, *, mine: bool) -> None:
@@ -69,7 +70,10 @@ class Sums:
 
     def add(self, sums: StepSums) -> None:
         """Add a micro-batch of the current step."""
-        self._aside.append((self._step, sums.loss.detach(), sums.scale))
+        loss, scale = sums.loss.detach(), sums.scale
+        if isinstance(scale, Tensor):
+            loss, scale = loss.double() * scale, 1.0
+        self._aside.append((self._step, loss, scale))
         self._count = self._count + sums.count
         if sums.correct is None:
             self._has_accuracy = False
@@ -91,24 +95,25 @@ class Sums:
             self._correct.add_(torch.stack(self._right).double().sum())
             self._right.clear()
 
-    def end_batch(self, samples: int) -> None:
+    def end_batch(self, samples: int, left_out: int = 0) -> None:
         """Count the samples of this rank's shard, once all its micro-batches were added."""
         self._samples += samples
+        self._left_out += left_out
 
-    def end_step(self, samples: int) -> None:
+    def end_step(self, samples: int, left_out: int = 0) -> None:
         """End a batch and go on to the next step."""
-        self.end_batch(samples)
+        self.end_batch(samples, left_out)
         self._step += 1
 
     def vector(self) -> Tensor:
-        """Return everything as one float64 tensor to be summed over ranks, (capacity + 3,)."""
+        """Return everything as one float64 tensor to be summed over ranks, (capacity + 4,)."""
         self._add_up()
-        tail = [self._count, self._correct, self._samples]
+        tail = [self._count, self._correct, self._samples, self._left_out]
         values = [torch.as_tensor(v, dtype=torch.float64).to(self._losses.device) for v in tail]
         return torch.cat([self._losses, *(value.reshape(1) for value in values)])
 
     def totals(self, reduced: list[float]) -> Totals:
         """Read a reduced vector back."""
-        *losses, count, correct, samples = reduced
+        *losses, count, correct, samples, left_out = reduced
         right = round(correct) if self._has_accuracy else None
-        return Totals(losses[: self._step], count, right, round(samples))
+        return Totals(losses[: self._step], count, right, round(samples), round(left_out))

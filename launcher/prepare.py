@@ -20,6 +20,7 @@ from launcher.drift import Drift
 from launcher.errors import RecipeError, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.graphs import Graphs
+from launcher.losses import LossWatch, leaves_out, refuse_other_means, refuse_warned_broadcasts
 from launcher.mark import Marker
 from launcher.metrics import Sums
 from launcher.randomness import seed_init
@@ -50,6 +51,7 @@ def prepare(
     train_data, test_data, model, loss_fn = context.local_first(lambda: _parts(recipe, say=say))
     set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
     loss_fn = loss_fn.to(context.device)
+    refuse_warned_broadcasts()
     _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
     model = context.wrap(model)
     times = StepTimes()
@@ -69,6 +71,8 @@ def prepare(
         test_loader=_loader(test_data, recipe, context, most_steps, test=True),
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
+        loss_watch=LossWatch(recipe, loss_fn),
+        samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
         drift=Drift(context, model, loss_fn),
         times=times,
         marker=Marker(run.mark(context.rank) if run else None),
@@ -109,7 +113,9 @@ def _parts(
         train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
         test_data = sized(_seeded(recipe, recipe.test_data), "test_data")
         model = _model(recipe)
-        loss_fn = _mean(_expect(recipe.loss(), torch.nn.Module, "loss"), recipe)
+        loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss")
+        if recipe.counts_samples():
+            refuse_other_means(loss_fn)
     finally:
         told.cancel()
     took = time.monotonic() - began
@@ -153,7 +159,7 @@ def _loader(
         torch_order_up_to=recipe.torch_order_up_to,
     )
     debugged = most_steps is not None  # in one process, but for data workers that are asked for
-    return Loader(data, sampler, recipe, context.device, alone=debugged)
+    return Loader(data, sampler, recipe, context.device, alone=debugged, test=test)
 
 
 def _fuse(optimizer: torch.optim.Optimizer) -> None:
@@ -180,25 +186,6 @@ def _seeded(recipe: Recipe, make: Callable[[], Any]) -> Any:
     """Call a method of the recipe with all generators seeded, the same on every rank."""
     seed_init(recipe.seed)
     return make()
-
-
-def _mean(loss_fn: Any, recipe: Recipe) -> Any:
-    """Return the loss function; raises RecipeError where it is no mean over samples.
-
-    The base `train_step` weights each shard by its samples. A mean weighted by class divides by
-    something else, which differs from shard to shard.
-    """
-    if not recipe.counts_samples():
-        return loss_fn
-    reduction = getattr(loss_fn, "reduction", "mean")
-    weighted = isinstance(loss_fn, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss)
-    if reduction != "mean" or (weighted and loss_fn.weight is not None):
-        what = "is weighted by class" if reduction == "mean" else f"has reduction `{reduction}`"
-        raise RecipeError(
-            f"`loss` {what}, so it is not a mean over samples",
-            hint="write `train_step` and return StepSums(loss summed, what it is a mean over)",
-        )
-    return loss_fn
 
 
 def _refuse_divergence(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import Dataset
 
+IGNORED = -100  # labels that torch leaves out of a mean where nothing else is said
 REQUIRED_METHODS = ("model", "train_data", "test_data", "loss", "optimizer")
 
 # The least value of a hyperparameter, by name, so that a recipe may give its own default.
@@ -50,8 +51,8 @@ class StepSums:
     loss: "Tensor"  # (), summed over what `count` counts, when multiplied by `scale`
     count: "int | Tensor"  # samples, tokens, pixels: what the loss is a mean over
     correct: "Tensor | None" = None  # (), how many of `count` were right; None: no accuracy
-    scale: float = 1.0  # the number of samples where `loss` is their mean; tensors are kept until
-    # the next report, so none of them may be written to later
+    scale: "float | Tensor" = 1.0  # the number of samples where `loss` is their mean
+    # Tensors are kept until the next report, so none of them may be written to later.
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class Recipe:
     def loss(self) -> "nn.Module":
         """Return the loss function: a plain mean over the samples of a batch.
 
-        Where labels are ignored (`ignore_index`) it is a mean over something else: write
-        `train_step`.
+        CrossEntropyLoss and NLLLoss may leave out labels by an `ignore_index` that is given, and
+        is not torch's default: the mean is then over the labels that are left, of all processes.
         """
         raise NotImplementedError
 
@@ -139,12 +140,20 @@ class Recipe:
         loss is a mean over (tokens, pixels): it is summed over all processes before gradients
         are divided by it, at the cost of one more all-reduce a step.
         """
-        inputs, labels = batch
+        inputs, labels = _pair(batch)
         outputs = model(inputs)  # (micro-batch, classes)
         loss = loss_fn(outputs, labels)  # (), a mean
         classes = outputs.dim() == 2 and not labels.is_floating_point()
-        correct = (outputs.argmax(1) == labels).sum() if classes else None  # ()
-        return StepSums(loss, len(labels), correct, scale=len(labels))
+        right = outputs.argmax(1) == labels if classes else None  # (micro-batch,)
+        ignored = getattr(loss_fn, "ignore_index", IGNORED)
+        if ignored == IGNORED or labels.is_floating_point():
+            correct = right.sum() if right is not None else None
+            return StepSums(loss, len(labels), correct, scale=len(labels))
+        counted = labels != ignored
+        count = counted.sum()
+        loss = loss.where(count > 0, 0)  # the mean of nothing is no number
+        correct = (right & counted).sum() if right is not None else None
+        return StepSums(loss, count, correct, scale=count.double())
 
     def test_step(self, model: "nn.Module", batch: Any, loss_fn: "nn.Module") -> StepSums:
         """Run the forward pass of one test batch; the same as `train_step` unless replaced."""
@@ -156,9 +165,12 @@ class Recipe:
 
         return default_collate(samples)
 
-    def counts_samples(self) -> bool:
-        """Whether `StepSums.count` is the number of samples, so that no rank has to ask."""
-        return type(self).train_step is Recipe.train_step
+    def counts_samples(self, *, test: bool = False) -> bool:
+        """Whether `StepSums` are those of the base: of samples, but where labels are left out."""
+        own = type(self)
+        return own.train_step is Recipe.train_step and not (
+            test and own.test_step is not Recipe.test_step
+        )
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return every hyperparameter, ready for JSON."""
@@ -167,6 +179,21 @@ class Recipe:
             for field in dataclasses.fields(self)
             if field.init
         }
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """Return inputs and labels; raises RecipeError for a batch that is something else."""
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    what = f"a {type(batch).__name__}"
+    if isinstance(batch, tuple | list):
+        what += f" of {len(batch)}"
+    elif keys := list(getattr(batch, "keys", list)()):
+        what += f" of {', '.join(map(str, keys[:5]))}"
+    raise RecipeError(
+        f"a batch is {what}, and the base `train_step` takes (inputs, labels)",
+        hint="write `train_step(self, model, batch, loss_fn)`: it takes any batch",
+    )
 
 
 def missing_methods(recipe_type: type[Recipe]) -> list[str]:

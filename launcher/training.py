@@ -15,6 +15,7 @@ from launcher.data import Loader
 from launcher.drift import Drift
 from launcher.faults import Pulse, StopRequest
 from launcher.graphs import Graphs
+from launcher.losses import LossWatch
 from launcher.made import Made
 from launcher.mark import Marker
 from launcher.metrics import Sums, Totals
@@ -73,6 +74,8 @@ class Training:
     test_loader: Loader
     stop: StopRequest
     sums: Sums
+    loss_watch: LossWatch
+    samples_count: bool  # a mean is over samples: no rank has to ask for the others' counts
     drift: Drift
     marker: Marker
     trackers: Trackers = field(default_factory=Trackers)
