@@ -64,7 +64,7 @@ class Graphs:
         for parameter in self._parameters:
             parameter.grad = None  # so that the graph writes gradients, and adds to none
         try:
-            self._replay, self._sums = self._record(passes, pytree.tree_unflatten(kept, tree))
+            self._replay, sums = self._record(passes, pytree.tree_unflatten(kept, tree))
         except RuntimeError as error:
             raise RecipeError(
                 f"`train_step` cannot be recorded for cuda_graphs: {str(error).splitlines()[0]}",
@@ -72,6 +72,9 @@ class Graphs:
                 "or leave cuda_graphs out",
             ) from error
         self._gradients = [parameter.grad for parameter in self._parameters]
+        # Without its history, which belongs to the stream of the recording: other passes would
+        # meet the same gradients there.
+        self._sums = _each(Tensor.detach, sums)
 
     def _replayed(self, tensors: list[Tensor]) -> StepSums:
         assert self._replay
@@ -81,8 +84,12 @@ class Graphs:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         # The next replay writes where these are, and reports read them long after.
-        made = {f.name: getattr(self._sums, f.name) for f in dataclasses.fields(self._sums)}
-        return StepSums(**pytree.tree_map_only(Tensor, torch.clone, made))
+        return _each(Tensor.clone, self._sums)
+
+
+def _each(do: Callable[[Tensor], Tensor], sums: StepSums) -> StepSums:
+    made = {field.name: getattr(sums, field.name) for field in dataclasses.fields(sums)}
+    return StepSums(**pytree.tree_map_only(Tensor, do, made))
 
 
 def _recorded(passes: Passes, batch: Any) -> tuple[Callable[[], None], StepSums]:

@@ -30,14 +30,16 @@ class Recorder:
             gradient.fill_(float("nan"))
         assert all(torch.equal(p, w) for p, w in zip(self.parameters, weights, strict=True))
 
+        loss, correct = sums.loss.detach(), sums.correct  # a graph keeps memory and no history
+
         def replay() -> None:
             self.replayed += 1
             for parameter in self.parameters:
                 parameter.grad = None
             again = passes(batch)
-            sums.loss.data.copy_(again.loss.detach())
-            if sums.correct is not None and again.correct is not None:
-                sums.correct.copy_(again.correct)
+            loss.copy_(again.loss.detach())
+            if correct is not None and again.correct is not None:
+                correct.copy_(again.correct)
             for gradient, parameter in zip(gradients, self.parameters, strict=True):
                 assert gradient is not None
                 assert parameter.grad is not None
@@ -81,6 +83,30 @@ def test_replayed_steps_are_those_of_a_loop_without_a_graph() -> None:
     assert learn(replayed) == learn(lambda _, passes: passes)
     # Steps 3, 4 and 5 warm up; 9 has another shape; all others from 6 on are replayed.
     assert (made[0].recorded, made[0].replayed) == (1, 5)
+
+
+def test_nothing_is_left_of_the_history_of_a_recording() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    graphs = Graphs([weight], Recorder([weight]).record)
+
+    def passes(batch: Tensor) -> StepSums:
+        loss = (batch * weight).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        _gradient_of(weight).metadata["seen"] = True
+        return StepSums(loss, 1)
+
+    for _ in range(5):
+        assert not graphs.run(passes, torch.ones(3)).loss.requires_grad or not graphs._replay
+        weight.grad = None
+    # Passes on another stream would meet the node that was made while recording.
+    assert "seen" not in _gradient_of(weight).metadata
+
+
+def _gradient_of(weight: nn.Parameter) -> Any:
+    """The node that adds up a parameter's gradient: one as long as anything needs it."""
+    history = weight.expand_as(weight).grad_fn
+    assert history
+    return history.next_functions[0][0]
 
 
 def test_a_constant_that_changes_is_not_replayed_with_the_old_one() -> None:

@@ -36,7 +36,7 @@ STAGES = {
     1: Stage("digits by launcher run, torchrun and accelerate launch; doctor", 100, "starts"),
     2: Stage("tests that need a GPU", 150, "cuda_tests"),
     3: Stage("two and three processes on one GPU, over gloo", 110, "shared"),
-    4: Stage("NCCL with one rank, in DDP", 45, "nccl"),
+    4: Stage("NCCL with one rank, in DDP", 90, "nccl"),
     5: Stage("speed against a loop by hand and Accelerate", 200, "against_peers"),
     6: Stage("waits of the host, idle share, captured steps, checkpoints", 120, "traces"),
     7: Stage("a GPT of 350 million parameters: tokens/s, MFU", 200, "gpt_speed"),

@@ -34,6 +34,7 @@ def main(cpu: bool, folder: Path, note: Note) -> None:
     for name, in_ddp in (("alone", False), ("in-ddp", True)):
         (folder / name).mkdir()
         many_runs(folder / name, 1, cases, in_ddp=in_ddp, cpu=cpu)
+        note(**{name: "trained"})
     off = [
         Run(folder / "in-ddp" / n).farthest(Run(folder / "alone" / n)) for n in ("plain", "tokens")
     ]
