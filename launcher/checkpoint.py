@@ -1,6 +1,5 @@
 """What a checkpoint holds, saved while training goes on, and loaded into any number of ranks."""
 
-import copy
 import os
 import threading
 from collections.abc import Mapping
@@ -9,22 +8,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
 from launcher import checkpoint_files as files
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import unwrapped
 from launcher.device import on_host, reserve
-from launcher.errors import BadInput
+from launcher.errors import BadInput, RecipeError
 from launcher.made import Made, refuse_other_schedule, with_changes
 from launcher.mark import Marker
 from launcher.metrics import Totals
+from launcher.model_state import (
+    ModelState,
+    captured,
+    cut,
+    load_into,
+    load_safely,
+    read,
+    why_not,
+)
 from launcher.run_dir import RunDir
 from launcher.training import Training
 
@@ -61,8 +66,8 @@ class Saver:
         name = files.name_of(training.progress.step, training.progress.epoch)
         if (self.folder / name).exists():
             return
-        model = on_host(unwrapped(training.model).state_dict())
-        state = state_of(training, window)
+        model = on_host(captured(unwrapped(training.model)))
+        state = state_of(training, window) | {"others": model.others, "buffers": model.unsaved}
         facts = _facts(training)
         self._thread = threading.Thread(
             target=self._write, args=(name, model, state, facts), name="checkpoint"
@@ -87,14 +92,14 @@ class Saver:
                 self._thread = None
 
     def _write(
-        self, name: str, model: dict[str, Tensor], state: dict[str, Any], facts: Mapping[str, Any]
+        self, name: str, model: ModelState, state: dict[str, Any], facts: Mapping[str, Any]
     ) -> None:
         def write_files(folder: Path) -> None:
-            save_file(model, folder / files.MODEL)
+            model.write(folder / files.MODEL)
             with (folder / files.TRAINING).open("wb") as file:
                 torch.save(state, file)
             if not self._proven:
-                _load_safely(folder / files.TRAINING)
+                load_safely(folder / files.TRAINING)
                 self._proven = True
 
         _yield_to_training()
@@ -119,12 +124,11 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
     """
     scheduler = training.scheduler
     return {
-        "made": _plain(training.made),
-        "optimizer": _plain(on_host(training.optimizer.state_dict())),
-        "scheduler": _plain(copy.deepcopy(scheduler.state_dict())) if scheduler else None,
+        "made": training.made,
+        "optimizer": on_host(training.optimizer.state_dict()),
+        "scheduler": on_host(scheduler.state_dict()) if scheduler else None,
         "average": on_host(training.average.weights) if training.average else None,
         "progress": asdict(training.progress),
-        "buffers": on_host(_unsaved_buffers(unwrapped(training.model))),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -145,23 +149,21 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
 
     Raises BadInput for a checkpoint that holds code or does not fit the recipe.
     """
-    state = _load_safely(checkpoint.path / files.TRAINING)
+    state = load_safely(checkpoint.path / files.TRAINING)
     made = state.get("made") or _made_of_old(training, state)
     refuse_other_schedule(made, training.made, training.scheduler)
     try:
-        load_model(training.model, checkpoint.path)
-        if training.average:
-            training.average.load(state.get("average"))
-        for name, buffer in _unsaved_buffers(unwrapped(training.model)).items():
-            buffer.copy_(state["buffers"][name])
+        load_model(training.model, checkpoint.path, state)
         _load_optimizer(training.optimizer, state["optimizer"], made, training.made)
-        if training.scheduler and state["scheduler"] is not None:
-            training.scheduler.load_state_dict(state["scheduler"])
-    except (ValueError, RuntimeError, KeyError) as error:
+    except ValueError as error:
         raise BadInput(
             f"checkpoint {checkpoint.path} does not fit the recipe: {error}",
             hint="has the recipe's model or optimizer changed?",
         ) from error
+    if training.average:
+        training.average.load(state.get("average"))
+    if training.scheduler and state["scheduler"] is not None:
+        training.scheduler.load_state_dict(on_host(state["scheduler"]))
     for field, value in state["progress"].items():
         setattr(training.progress, field, value)
     training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
@@ -172,6 +174,8 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], made: Made, now
     """Load what an optimizer knows; options that were changed are as they are made now."""
     groups = with_changes(saved["param_groups"], made, now)
     optimizer.load_state_dict(saved | {"param_groups": groups})
+    for values in optimizer.state.values():  # what is not on another device is still in the file
+        values |= {k: v.clone() for k, v in values.items() if isinstance(v, Tensor) and v.is_cpu}
 
 
 def _made_of_old(training: Training, state: dict[str, Any]) -> Made:
@@ -181,28 +185,51 @@ def _made_of_old(training: Training, state: dict[str, Any]) -> Made:
     return training.made | {"groups": state["optimizer"]["param_groups"]}
 
 
-def load_model(model: torch.nn.Module, folder: Path) -> None:
-    """Load the weights of a checkpoint into a model."""
-    unwrapped(model).load_state_dict(load_file(folder / files.MODEL))
+def load_model(model: torch.nn.Module, folder: Path, state: dict[str, Any]) -> None:
+    """Load the weights and buffers of a checkpoint, and of its `state`, into a model.
+
+    Raises ValueError where they do not fit.
+    """
+    told = ModelState(read(folder / files.MODEL), state.get("others", {}), state["buffers"])
+    load_into(unwrapped(model), told)
 
 
 def load_to_test(training: Training, folder: Path) -> None:
     """Load of a checkpoint what was tested when it was made."""
-    load_model(training.model, folder)
+    state = load_safely(folder / files.TRAINING)
+    load_model(training.model, folder, state)
     if training.average:
-        training.average.load(_load_safely(folder / files.TRAINING).get("average"))
+        training.average.load(state.get("average"))
 
 
-def _load_safely(path: Path) -> dict[str, Any]:
-    """Load what torch.save wrote, running no code that may be in it."""
+def refuse_unsaveable(training: Training) -> None:
+    """Raise RecipeError for what a checkpoint could not keep, without saving anything.
+
+    Tensors are cut down to one number: their kind decides, not their size.
+    """
+    model, scheduler = unwrapped(training.model), training.scheduler
+    state = cut(captured(model))
+    parts = {f"`{name}` of the model": value for name, value in state.others.items()}
+    parts |= {f"the buffer `{name}`": buffer for name, buffer in state.unsaved.items()}
+    parts |= {"the state of the optimizer": cut(training.optimizer.state_dict())}
+    parts |= {"the state of the schedule": scheduler and cut(scheduler.state_dict())}
+    for what, value in parts.items():
+        if why := why_not(value):
+            raise RecipeError(
+                f"{what} cannot be kept in a checkpoint: {why}",
+                hint="tensors, arrays, numbers and text can, and lists and dicts of them",
+            )
+
+
+def refuse_unloadable(training: Training) -> None:
+    """Raise RecipeError where a model does not take back its own state."""
+    model = unwrapped(training.model)
     try:
-        # Explicit: an environment variable can switch the default off.
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        load_into(model, captured(model))
     except Exception as error:
-        raise BadInput(
-            f"`{path}` cannot be loaded safely: {str(error).splitlines()[0]}",
-            hint="a checkpoint that wants to run code of its own is refused; delete its folder "
-            "to go on from the one before it",
+        raise RecipeError(
+            f"the model's own state cannot be loaded into it: {error}",
+            hint="a checkpoint could be saved, but no run could go on from it",
         ) from error
 
 
@@ -227,14 +254,3 @@ def _reason(error: BaseException) -> str:
     while cause and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     return f"{type(cause or error).__name__}: {cause or error}"
-
-
-def _unsaved_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that a model's state_dict leaves out (`persistent=False`)."""
-    saved = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name not in saved}
-
-
-def _plain(tree: Any) -> Any:
-    """Turn numpy's numbers into Python's, which can be loaded without running code."""
-    return pytree.tree_map_only(np.generic, lambda number: number.item(), tree)

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.run_dir import read_json, sync
+from launcher.errors import RunDirError
+from launcher.run_dir import sync
 
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
 _HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
 MODEL = "model.safetensors"
 TRAINING = "training.pt"
+_GONE = (FileNotFoundError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -48,21 +50,35 @@ def name_of(step: int, epoch: int) -> str:
 
 
 def all_of(folder: Path) -> list[Checkpoint]:
-    """Return the checkpoints in a folder, oldest first, valid or not."""
+    """Return the checkpoints in a folder, oldest first, valid or not.
+
+    Raises RunDirError where one may not be read, and OSError where a disk fails: to go on without
+    it would be to go back.
+    """
     found = []
     for path in folder.glob("step-*"):
         if match := _NAME.fullmatch(path.name):
             try:
                 facts = (_manifest(path) or {}).get("facts", {})
                 size = sum(file.stat().st_size for file in path.iterdir())
-            except OSError:  # a file of that name, or one that has just been pruned
+            except _GONE:  # a file of that name, or one that has just been pruned
                 continue
+            except PermissionError as error:
+                raise RunDirError(f"`{path}` cannot be read: {error.strerror}") from error
             found.append(Checkpoint(path, int(match[1]), int(match[2]), facts, size))
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.epoch))
 
 
 def problem(checkpoint: Checkpoint) -> str | None:
     """Return what is wrong with a checkpoint, None where every byte is as it was written."""
+    try:
+        return _harm(checkpoint)
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+
+
+def _harm(checkpoint: Checkpoint) -> str | None:
+    """Return what has been done to a checkpoint; raises OSError where a disk does not tell."""
     manifest = _manifest(checkpoint.path)
     if manifest is None:
         return "its manifest is missing or broken"
@@ -73,7 +89,7 @@ def problem(checkpoint: Checkpoint) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes of {written['size']}"
             if _checksum(path) != written["sha256"]:
                 return f"{name} is not what was written (its checksum differs)"
-        except OSError as error:
+        except _GONE as error:
             return f"{name} cannot be read: {error.strerror}"
     return None
 
@@ -84,10 +100,10 @@ def newest_valid(
     """Return the newest checkpoint that is whole, None when there is none.
 
     `look_inside` says what is wrong with the contents of one that is. Newer ones that are broken
-    get a warning and another name. For the one writer of a run.
+    get a warning and another name; raises OSError where a disk fails. For the one writer of a run.
     """
     for checkpoint in reversed(all_of(folder)):
-        wrong = problem(checkpoint) or look_inside(checkpoint)
+        wrong = _harm(checkpoint) or look_inside(checkpoint)
         if wrong is None:
             return checkpoint
         warn(f"checkpoint {checkpoint.path.name} is not valid: {wrong}; trying the one before it")
@@ -162,10 +178,12 @@ def clean(folder: Path) -> None:
 
 def _manifest(path: Path) -> dict[str, Any] | None:
     """Return a checkpoint's manifest, None where it is not as it was written."""
-    manifest = read_json(path / "manifest.json")
-    if not manifest or manifest.pop("sha256", None) != _own_checksum(manifest):
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        told = manifest.pop("sha256", None)
+    except (*_GONE, ValueError, AttributeError, TypeError):
         return None
-    return manifest
+    return dict(manifest) if told == _own_checksum(manifest) else None
 
 
 def _own_checksum(manifest: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
@@ -22,8 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import BadInput, PeerFailed, TrainingFailed
 from launcher.gpus import gpus, shared
+from launcher.model_state import expanded, fill
 
 T = TypeVar("T")
+
+# What gloo and NCCL both broadcast by itself, and so DDP does.
+_SENT = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+    *(torch.complex128, torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool),
+}
 
 
 class Context:
@@ -136,6 +143,8 @@ class Context:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, with autocast as asked, and wrap it in DDP; collective."""
+        if dist.is_initialized():
+            _leave_out_odd_buffers(model)
         wrapped = cast("nn.Module", self.accelerator.prepare_model(model))
         if wrapped is model and dist.is_initialized() and _trains(model):
             wrapped = self._in_ddp(model)
@@ -158,10 +167,7 @@ class Context:
         """Give all ranks the buffers of rank 0 (batch norm statistics); collective."""
         if dist.is_initialized():
             for buffer in model.buffers():
-                whole = buffer.contiguous()  # NCCL takes nothing else
-                dist.broadcast(whole, src=0)
-                if whole is not buffer:
-                    buffer.copy_(whole)
+                _share(buffer)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -172,6 +178,31 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _trains(model: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def _leave_out_odd_buffers(model: nn.Module) -> None:
+    """Have DDP leave alone the buffers that it cannot broadcast, and would fail of."""
+    odd = [
+        name
+        for name, buffer in model.named_buffers(remove_duplicate=False)
+        if buffer.layout != torch.strided or buffer.dtype not in _SENT or expanded(buffer)
+    ]
+    odd += getattr(model, "_ddp_params_and_buffers_to_ignore", [])
+    ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
+    ignore(model, odd)
+
+
+def _share(buffer: Tensor) -> None:
+    """Give all ranks a buffer of rank 0; collective."""
+    if buffer.layout != torch.strided:
+        told = [buffer.detach().cpu()]
+        dist.broadcast_object_list(told, src=0)
+        buffer.copy_(told[0])
+        return
+    whole = buffer.contiguous()  # NCCL takes nothing else
+    dist.broadcast(whole.reshape(-1).view(torch.uint8), src=0)  # bytes: not all types are sent
+    if whole is not buffer:
+        fill(buffer, whole)
 
 
 def usable_gpus() -> int:

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:
 
 
 def on_host(tree: Any) -> Any:
-    """Return a copy of a tree of tensors in host memory, contiguous; waits once for the device.
+    """Return a copy of a tree, its tensors in host memory, contiguous; waits once for the device.
 
     From a GPU it goes to pinned memory, several times as fast; torch keeps that for the next copy.
     """
@@ -39,12 +40,16 @@ def on_host(tree: Any) -> Any:
 
     def copied(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        if not tensor.is_cuda or tensor.layout != torch.strided:
+        if tensor.layout != torch.strided:
+            return tensor.to("cpu", copy=True)
+        if not tensor.is_cuda:
             return tensor.to("cpu", copy=True).contiguous()
         waits.add(tensor.device)
         return _pinned(tensor).copy_(tensor, non_blocking=True)
 
-    made = pytree.tree_map_only(Tensor, copied, tree)
+    made = pytree.tree_map(
+        lambda leaf: (copied if isinstance(leaf, Tensor) else deepcopy)(leaf), tree
+    )
     for device in waits:
         torch.cuda.current_stream(device).synchronize()
     return made

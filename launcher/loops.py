@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.checkpoint import MOST_FAILURES, Saver
+from launcher.checkpoint import MOST_FAILURES, Saver, refuse_unsaveable
 from launcher.context import unwrapped
 from launcher.data import Shard
 from launcher.errors import NonFiniteLoss, PeerFailed, RecipeError, Stopped, TrainingFailed
@@ -47,6 +47,8 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         progress.samples_into_epoch += shard.size
         run.times.end_step(shard.size)
         run.marker.step(progress.step)
+        if saver and progress.step == 1:
+            refuse_unsaveable(run)  # again: now the optimizer remembers something
         if run.profiler:
             run.profiler.step()
         if run.pulse.due() or report:

@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "model.safetensors"
 
     @property
+    def weights_others(self) -> Path:
+        """What of the final state_dict is no dense tensor, where there is any: for `torch.load`."""
+        return self.path / "model-others.pt"
+
+    @property
     def checkpoints(self) -> Path:
         """Folders of checkpoints."""
         return self.path / "checkpoints"

@@ -8,17 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from safetensors.torch import save_model
+import torch
 
 from launcher import checkpoint_files
-from launcher.checkpoint import Saver, load_to_test, look_inside, restore
+from launcher.checkpoint import (
+    Saver,
+    load_to_test,
+    look_inside,
+    refuse_unloadable,
+    refuse_unsaveable,
+    restore,
+)
 from launcher.checkpoint_files import Checkpoint
 from launcher.context import Context, claim_gpu, unwrapped
+from launcher.device import on_host
 from launcher.errors import NonFiniteLoss, RecipeError, Stopped
 from launcher.faults import StopRequest, not_finite
 from launcher.hyperparameters import configure
 from launcher.loops import checkpoint, test_loop, train_loop
 from launcher.made import as_made
+from launcher.model_state import captured
 from launcher.prepare import prepare
 from launcher.processes import shown
 from launcher.profiling import profiling
@@ -154,6 +163,8 @@ def work(
     with StopRequest() as stop:
         training = prepare(recipe, context, stop, run=run, source=source)
         rows = resume(training, run)
+        refuse_unsaveable(training)
+        refuse_unloadable(training)
         training.trackers = Trackers(rows=rows)
         if context.rank == 0:
             training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
@@ -167,10 +178,20 @@ def work(
                 _doubt(run, begun)
             raise
     if context.rank == 0:
-        with written(run.weights) as path, training.tested_weights():
-            save_model(unwrapped(training.model), str(path))
+        with training.tested_weights():
+            save_weights(training, run)
         write_json(run.result, result)
         print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
+
+
+def save_weights(training: Training, run: RunDir) -> None:
+    """Save the weights that are in the model now, and beside them what safetensors cannot hold."""
+    state = on_host(captured(unwrapped(training.model)))
+    if state.others:
+        with written(run.weights_others) as path, path.open("wb") as file:
+            torch.save(state.others, file)
+    with written(run.weights) as path:
+        state.write(path)
 
 
 def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:

@@ -99,3 +99,23 @@ def test_the_only_checkpoint_is_not_set_aside(tmp_path: Path) -> None:
         with pytest.raises(NonFiniteLoss):
             trained(tmp_path, at_step=1, epochs=2, keep_last=1, keep_best=0)
         assert saved(run) == ["step-00000006-epoch-0001"]
+
+
+@pytest.mark.parametrize("trouble", [OSError(5, "Input/output error"), MemoryError()])
+@pytest.mark.parametrize("place", ["torch.load", "launcher.checkpoint_files._checksum"])
+def test_a_disk_or_memory_that_fails_is_no_mistake_of_the_user_and_harms_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: Exception, place: str
+) -> None:
+    run = trained(tmp_path)
+    before = saved(run)
+
+    def fail(*_: object, **__: object) -> None:
+        raise trouble
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, fail)
+        with pytest.raises(type(trouble)):
+            trained(tmp_path, epochs=2)
+    assert saved(run) == before
+    for checkpoint in checkpoint_files.all_of(run.checkpoints):
+        assert checkpoint_files.problem(checkpoint) is None
