@@ -1,6 +1,7 @@
 """The command `launcher doctor`: check this machine, or the nodes of a SLURM job."""
 
 import json
+import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from launcher.errors import BadInput
 from launcher.gpus import gpus
 from launcher.launch import Nodes
 from launcher.launch import check as check_nodes
+from launcher.processes import orderly
 from launcher.slurm_profile import load
 
 
@@ -49,15 +51,16 @@ def doctor(
     Fails when fewer processes come up than asked. Those of sbatch's options are for --slurm.
     """
     folder, sbatch = folder.absolute(), sbatch_of(options)
-    if slurm:
-        site = load(profile, [Path.cwd() / "slurm" / "profiles"])
-        found = doctor_slurm.examine(sbatch, site, nproc, folder)
-    elif sbatch:
-        raise BadInput(f"--{next(iter(sbatch))} is for --slurm")
-    else:
-        here = Nodes(nproc or (0 if cpu else gpus()) or 2, cpu=cpu)
-        check_nodes(here)
-        found = {socket.gethostname(): examine(here, folder)}
+    with orderly(SystemExit(128 + signal.SIGTERM)):
+        if slurm:
+            site = load(profile, [Path.cwd() / "slurm" / "profiles"])
+            found = doctor_slurm.examine(sbatch, site, nproc, folder)
+        elif sbatch:
+            raise BadInput(f"--{next(iter(sbatch))} is for --slurm")
+        else:
+            here = Nodes(nproc or (0 if cpu else gpus()) or 2, cpu=cpu)
+            check_nodes(here)
+            found = {socket.gethostname(): examine(here, folder)}
     ok = all(check.ok for checks in found.values() for check in checks)
     if as_json:
         nodes_json = {node: [asdict(check) for check in checks] for node, checks in found.items()}

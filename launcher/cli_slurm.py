@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 from launcher import job_node, lifecycle, slurm_control, slurm_local, slurm_requeue
 from launcher.cli_run import TRACKING
 from launcher.cli_words import TakesHyperparameters
-from launcher.errors import BadInput
+from launcher.errors import BadInput, RunDirError
 from launcher.launch import Nodes
 from launcher.processes import shown
 from launcher.run_dir import RunDir
@@ -139,11 +140,23 @@ def job() -> None:
     """What job scripts call: begin, node, end, requeue."""
 
 
+@contextmanager
+def _kept(run_dir: Path) -> Iterator[None]:
+    """Say in words that the disk of a run directory takes nothing."""
+    try:
+        yield
+    except OSError as error:
+        words = f"run directory `{run_dir}` cannot be written: {error.strerror}"
+        raise RunDirError(words, hint="free space on its disk, then `launcher resubmit`") from error
+
+
 @job.command()
 @_RUN_DIR
 def begin(run_dir: Path) -> None:
     """Count a start of the job; fails where it was started too often."""
-    click.echo(lifecycle.begin(RunDir(run_dir.absolute()), lifecycle.Here.read(os.environ)))
+    here = lifecycle.Here.read(os.environ)
+    with _kept(run_dir):
+        click.echo(lifecycle.begin(RunDir(run_dir.absolute()), here))
 
 
 @job.command()
@@ -170,7 +183,8 @@ def end(run_dir: Path, code: int, heard: str) -> None:
     Prints the nodes that the next start must not get.
     """
     here = lifecycle.Here.read(os.environ)
-    ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
+    with _kept(run_dir):
+        ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
     if ended.message:
         click.echo(ended.message, err=True)
     if ended.exclude:

@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import IO
 
 from launcher.checks import Check, node_checks, wandb
 from launcher.doctor import process_checks, there
@@ -27,6 +30,7 @@ _DEFAULTS = {"nodes": "1", "job-name": "launcher-doctor", "time": "10"}
 
 _PATIENCE_S = 30.0  # until a file of another node is seen
 _LONGEST = 200  # letters of a text: srun mixes nodes' lines of more than 1,024 bytes
+_END_S = 20  # what srun gets to end its job
 _WAIT_S = 30  # what the other nodes get when one has ended
 
 
@@ -46,22 +50,55 @@ def examine(
         argv = ["srun", "--ntasks-per-node=1", f"--wait={_WAIT_S}"]
         argv += words_of(options)
         argv += [sys.executable, "-m", "launcher.doctor_slurm", asked]
-        try:
-            done = subprocess.run(
-                argv, capture_output=True, encoding="utf-8", errors="replace", check=False
-            )
-        except FileNotFoundError as error:
-            raise BadInput(
-                "there is no srun here", hint="log in to the cluster, or leave --slurm out"
-            ) from error
-    found = _collected(done.stdout)
-    said = done.stderr.strip()
+        output, said = _srun(argv)
+    found = _collected(output)
     if not found:
         raise BadInput(f"no node answered: {said}", hint="`sinfo` lists partitions and nodes")
     if len(found) < nnodes:
         detail = f"{len(found)} of {nnodes} nodes answered: {said}"
         found["the others"] = [Check("node", False, detail, "look at srun's words")]
     return found
+
+
+def _srun(argv: Sequence[str]) -> tuple[str, str]:
+    """Return what srun's tasks printed, and srun's own words, which are shown as they come.
+
+    Whatever ends this process in order ends srun, and so its job, too.
+    """
+    try:
+        srun = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        raise BadInput(
+            "there is no srun here", hint="log in to the cluster, or leave --slurm out"
+        ) from error
+    words: list[str] = []
+    with srun:
+        listener = threading.Thread(target=_show, args=(srun.stderr, words), daemon=True)
+        listener.start()
+        try:
+            output = srun.stdout.read() if srun.stdout else ""
+            srun.wait()
+        finally:
+            srun.terminate()  # upon which it takes its job out of the queue
+            with suppress(subprocess.TimeoutExpired):
+                srun.wait(_END_S)
+            srun.kill()
+            listener.join(_END_S)
+    return output, "".join(words).strip()
+
+
+def _show(stream: IO[str], words: list[str]) -> None:
+    """Print lines as they come, and keep them."""
+    for line in stream:
+        words.append(line)
+        print(line, end="", file=sys.stderr, flush=True)
 
 
 def _collected(output: str) -> dict[str, list[Check]]:

@@ -65,7 +65,19 @@ def cancel(paths: Sequence[Path]) -> list[Cancelled]:
         done = ask("scancel", *_in_few_words([one.job for one in live], now))
         if done.returncode:
             raise LauncherError(f"scancel failed: {done.stderr.strip()}")
+        _note(live)
     return live
+
+
+def _note(cancelled: Sequence[Cancelled]) -> None:
+    """Note what was cancelled, all tasks of an array at once, in the array's folder."""
+    names: dict[SlurmFolder, list[str]] = defaultdict(list)
+    for one in cancelled:
+        folder = SlurmFolder(Path(one.run_dir) / "slurm")
+        is_task = folder.asked().get("array_task") is not None
+        names[folder.of_array() if is_task else folder].append(one.job)
+    for folder, those in names.items():
+        folder.add_cancelled(those)
 
 
 def _in_few_words(names: Sequence[str], live: Iterable[str]) -> list[str]:

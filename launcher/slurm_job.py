@@ -6,7 +6,7 @@ An array is a folder of run directories, named by task number, and a `slurm` fol
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -114,9 +114,7 @@ class SlurmFolder:
         asked = self.asked()
         task = asked.get("array_task")
         if task is not None:  # the ids of an array are written once, not in each run directory
-            asked = SlurmFolder(self.path.parent.parent / "slurm").asked() | {
-                "own": asked.get("jobs", [])
-            }
+            asked = self.of_array().asked() | {"own": asked.get("jobs", [])}
         shared = [Job(**job | {"array_task": task}) for job in asked.get("jobs", [])]
         return shared + [Job(**job) for job in asked.get("own", [])]
 
@@ -124,6 +122,22 @@ class SlurmFolder:
         """Note a job that was submitted."""
         asked = self.asked()
         write_json(self.job, asked | {"jobs": [*asked.get("jobs", []), asdict(job)]})
+
+    def add_cancelled(self, names: Iterable[str]) -> None:
+        """Note jobs that were told to end: SLURM soon forgets those that had only waited."""
+        asked = self.asked()
+        write_json(self.job, asked | {"cancelled": [*asked.get("cancelled", []), *names]})
+
+    def cancelled(self) -> set[str]:
+        """Return the names of jobs that were told to end; of an array's run, those of the array."""
+        asked, found = self.asked(), set()
+        if asked.get("array_task") is not None:
+            found = set(self.of_array().asked().get("cancelled", []))
+        return found | set(asked.get("cancelled", []))
+
+    def of_array(self) -> "SlurmFolder":
+        """Return the folder of the array that a run belongs to."""
+        return SlurmFolder(self.path.parent.parent / "slurm")
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
@@ -159,6 +173,13 @@ class SlurmFolder:
     def forgive(self, node: str) -> None:
         """Take a node off that list: what was wrong with it is wrong with others, too."""
         (self.bad_nodes_folder / f"{node}.txt").unlink(missing_ok=True)
+
+    def words_of_script(self) -> str:
+        """Return why the last start of the batch script could not begin, "" where it could."""
+        try:
+            return self.not_begun.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            return ""
 
     def blame_unfit(self) -> None:
         """Note, where the batch script has begun, the nodes on which it could not before."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import BadInput, RunDirError
+from launcher.errors import BadInput, BudgetUsedUp, RunDirError
 from launcher.run_dir import RunDir
 from launcher.runs import RunSummary, summary
 from launcher.slurm import environment
@@ -22,6 +22,7 @@ ENDED = {
     *("REVOKED", "TIMEOUT"),
 }
 _IDS_AT_ONCE = 500
+_NEVER_BEGUN = "the job's script ended without having begun the run: see its batch log"
 _ANSWER_S = 60
 
 
@@ -198,10 +199,18 @@ def status(path: Path, asked: Mapping[str, JobNow] | None) -> Status:
     job = now.get(name or "")
     attempts = folder.attempts()
     run = _summary(path)
+    slurms = job.state.lower() if job else None
+    if job is None and name in folder.cancelled() and not (run and run.state == "running"):
+        slurms = "cancelled"
+    unbegun = folder.words_of_script()
+    if slurms == "completed" and not attempts:
+        unbegun = unbegun or _NEVER_BEGUN
+    known = asked is not None
+    state = _state(slurms, run, attempts, begun=not unbegun) if known else _state_alone(run)
     return Status(
         run_dir=str(path),
         job=name,
-        state=_state(job, run, attempts) if asked is not None else _state_alone(run),
+        state=state,
         slurm=job.state if job else None,
         nodes=job.nodes if job and job.nodes else (attempts[-1].nodes if attempts else ""),
         reason=_reason(job),
@@ -209,7 +218,7 @@ def status(path: Path, asked: Mapping[str, JobNow] | None) -> Status:
         verdict=attempts[-1].verdict if attempts else None,
         step=max([run.step if run else 0, *(one.step for one in attempts)]),
         epochs=run.epochs if run else 0,
-        error=run.error if run else None,
+        error=(unbegun if state == "failed" else "") or (run.error if run else None),
         bad_nodes=folder.bad_nodes(),
     )
 
@@ -221,20 +230,27 @@ def _summary(path: Path) -> RunSummary | None:
         return None
 
 
-def _state(job: JobNow | None, run: RunSummary | None, attempts: Sequence[Attempt]) -> str:
-    """Return one word: SLURM's while the job lives, then what the run directory tells."""
-    slurms = job.state.lower() if job else None
-    if job and slurms and job.is_live:
+def _state(
+    slurms: str | None, run: RunSummary | None, attempts: Sequence[Attempt], *, begun: bool
+) -> str:
+    """Return one word: SLURM's while the job lives, then what the run directory tells.
+
+    SLURM calls a job completed whose script ended with exit code 0, for whatever reason: only the
+    run's own word counts.
+    """
+    if slurms and slurms.upper() not in ENDED:
         return slurms
-    if run and (run.state == "completed" or (run.state == "running" and job is None)):
+    if run and (run.state == "completed" or (run.state == "running" and slurms is None)):
         return run.state  # without a job: on this machine
     if slurms == "cancelled":
         return slurms
-    if not attempts:
-        return slurms or "unstarted"
-    if (verdict := attempts[-1].verdict) is None:  # it died unheard: SLURM may know of what
+    if not attempts or not begun:
+        return (slurms or "unstarted") if begun else "failed"
+    last = attempts[-1]
+    if last.verdict is None:  # it died unheard: SLURM may know of what
         return slurms if slurms and slurms != "completed" else "killed"
-    return "failed" if verdict in ("failed", "mistake") else "stopped"
+    given_up = last.code == BudgetUsedUp.exit_code
+    return "failed" if given_up or last.verdict in ("failed", "mistake") else "stopped"
 
 
 def _state_alone(run: RunSummary | None) -> str:

@@ -117,3 +117,29 @@ def test_a_first_node_without_the_interpreter_is_left_out_once(
     assert folder.bad_nodes() == {"n2": f"there is no {tmp_path}/env/bin/python"}
     assert cluster.job(job)["ExcNodeList"] == "n[1,4-6],n2"
     assert not folder.unfit_folder.exists()
+
+
+SETUPS = [
+    ("module load nowhere", "line {} of job.sbatch ended with exit code 127: module load nowhere"),
+    (
+        "source {folder}/leaves.sh",
+        "the setup of job.sbatch was ended by: source {folder}/leaves.sh",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), SETUPS)
+def test_a_setup_that_fails_or_ends_the_script_is_a_failure_that_names_the_line(
+    line: str, words: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "leaves.sh").write_text("false\ntrue || false\nexit 0\n")
+    line = line.format(folder=tmp_path)
+    (tmp_path / "site.toml").write_text(f"setup = ['[ -n \"\" ] && false', '{line}']")
+    job = submit(cluster, tmp_path, "--profile", tmp_path / "site.toml")
+    assert cluster.wait(job, *ENDS, timeout_s=60) == "FAILED"
+    script = (tmp_path / "runs" / "r" / "slurm" / "job.sbatch").read_text().splitlines()
+    said = f"error: on n1, {words.format(script.index(line) + 1, folder=tmp_path)}"
+    told = launcher("status", tmp_path / "runs" / "r", "--json", cwd=tmp_path, env=cluster.env)
+    [row] = json.loads(told.stdout)
+    assert (row["state"], row["error"]) == ("failed", said)
+    assert said in SlurmFolder(tmp_path / "runs" / "r" / "slurm").output(str(job)).read_text()

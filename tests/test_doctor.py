@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from slurm_cluster import Cluster
-from training import clean_environment
+from training import clean_environment, started, wait_for
 
 from launcher import checks, doctor, doctor_slurm, launch
 from launcher.checks import Check
@@ -360,6 +360,38 @@ def test_the_nodes_of_a_cluster_are_checked_together(cluster: Cluster, tmp_path:
 def test_a_partition_that_there_is_not_is_said(cluster: Cluster) -> None:
     done = cli("--slurm", "--partition", "nowhere")
     assert (done.exit_code, "invalid partition" in done.stderr) == (2, True), done.stderr
+
+
+@on_slurm
+def test_a_job_that_waits_is_told_and_goes_with_the_doctor(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words = ("doctor", "--slurm", "--sbatch", "hold")
+    with started(*words, cwd=tmp_path, env=cluster.env) as process:
+        assert process.stderr
+        while "queued and waiting for resources" not in (line := process.stderr.readline()):
+            assert line
+        assert cluster.run("squeue", "--noheader", "--format=%j").strip() == "launcher-doctor"
+        process.terminate()
+        process.wait(60)
+    assert process.returncode == 143
+    assert cluster.run("squeue", "--noheader") == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0, 0.3, 3])
+def test_a_doctor_that_is_ended_leaves_nothing_behind(after_s: float, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "runs").mkdir()
+    words = ("doctor", "--nproc", "2", "--cpu")
+    with started(*words, cwd=tmp_path, env={"TMPDIR": str(tmp_path / "tmp")}) as process:
+        wait_for(lambda: any((tmp_path / "runs").iterdir()), every_s=0.001)
+        time.sleep(after_s)
+        process.terminate()
+        process.wait(60)
+    assert process.returncode == 143
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["runs", "tmp"]
 
 
 @on_slurm

@@ -184,6 +184,51 @@ def test_a_start_that_vanished_was_interrupted_and_is_counted_so(tmp_path: Path)
         lifecycle.begin(run, HERE)
     ends = [(one.verdict, one.step) for one in SlurmFolder.of(run).attempts()]
     assert ends == [("interrupted", 5), ("interrupted", 0)]
+    result = json.loads(run.result.read_text())
+    assert result["error"] == "given up: was interrupted 2 times; --max-requeues allows 1"
+    assert SlurmFolder.of(run).attempts()[-1].code == 76
+
+
+def test_a_run_that_is_given_up_has_failed_and_says_why(tmp_path: Path) -> None:
+    run = submitted(tmp_path, max_requeues=1)
+    for start, step in enumerate((7, 9)):
+        lifecycle.begin(run, replace(HERE, restart=start))
+        recorded(run, 0, Stopped("stopped on request"))
+        put_step(run, step)
+        end = lifecycle.end(run, replace(HERE, restart=start), 0, "USR1")
+    assert end.code == 76
+    result = json.loads(run.result.read_text())
+    words = "given up: came to its time limit 2 times; --max-requeues allows 1"
+    assert (result["state"], result["error"]) == ("failed", words)
+    assert SlurmFolder.of(run).attempts()[-1].code == 76
+    with pytest.raises(BudgetUsedUp):  # the next of a chain
+        lifecycle.begin(run, replace(HERE, job="13"))
+    assert json.loads(run.result.read_text())["error"] == words
+
+
+def test_a_run_that_is_given_up_after_a_failure_names_that_too(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    for start in range(2):
+        lifecycle.begin(run, replace(HERE, restart=start))
+        recorded(run, 0, ValueError("the third wheel came off"))
+        recorded(run, 1)
+        assert lifecycle.end(run, replace(HERE, restart=start), 1, "").code == (75, 76)[start]
+    error = json.loads(run.result.read_text())["error"].partition("\n")[0]
+    assert error.startswith("given up: failed 2 times; --max-failures allows 1: rank 0 on n1")
+    assert error.endswith("rank 0 on n1 failed first: ValueError: the third wheel came off")
+
+
+def test_a_start_that_is_ended_during_its_checks_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path)
+    lifecycle.begin(run, HERE)
+    monkeypatch.setattr(lifecycle, "job_state", lambda _: TAKEN)
+    end = lifecycle.end(run, HERE, 143, "TERM")
+    assert (end.code, end.message) == (lifecycle.TAKEN, "SLURM has taken the nodes, after step 0")
+    result = json.loads(run.result.read_text())
+    assert result["state"] == "stopped"
+    assert result["error"] == "stopped on request, before training began"
 
 
 def test_a_new_submission_has_new_budgets(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,9 @@ WORDS: list[tuple[str | None, str, list[Attempt], str]] = [
     ("CANCELLED", "completed", attempt("completed"), "completed"),
     (None, "new", [], "unstarted"),
     ("FAILED", "new", [], "failed"),
+    ("COMPLETED", "new", [], "failed"),  # `exit 0` in the setup, or no `launcher job begin`
+    ("FAILED", "failed", [replace(attempt("timeout")[0], code=76)], "failed"),
+    (None, "new", [replace(attempt("interrupted")[0], code=76)], "failed"),
     ("TIMEOUT", "killed", attempt(None), "timeout"),
     ("NODE_FAIL", "killed", attempt(None), "node_fail"),
     ("COMPLETED", "killed", attempt(None), "killed"),
@@ -131,10 +135,30 @@ def test_one_word_says_how_a_run_is(
     for one in attempts:
         folder.start(one.job, one.restart, one.nodes)
         if one.verdict:
-            folder.end(one.verdict, 1, 3, [])
+            folder.end(one.verdict, one.code or 1, 3, [])
     assert summary(tmp_path / "r").state == runs
     found = slurm_status.status(tmp_path / "r", {"7": JobNow(slurms)} if slurms else {})
     assert (found.state, found.slurm, found.job) == (word, slurms, "7")
+
+
+def test_a_run_whose_script_could_not_begin_has_failed_in_its_words(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "r", jobs=[{"id": "7", "submitted": 1.0}])
+    write_text(folder.not_begun, "error: on n1, line 9 of job.sbatch ended: module load x\n")
+    for now in ({"7": JobNow("FAILED")}, {}):
+        found = slurm_status.status(tmp_path / "r", now)
+        assert found.state == "failed"
+        assert found.error == "error: on n1, line 9 of job.sbatch ended: module load x"
+
+
+def test_a_job_that_waited_stays_cancelled_when_slurm_has_forgotten_it(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "r", jobs=[{"id": "7", "submitted": 1.0}])
+    folder.add_cancelled(["7"])
+    assert slurm_status.status(tmp_path / "r", {}).state == "cancelled"
+    assert slurm_status.status(tmp_path / "r", {"7": JobNow("RUNNING")}).state == "running"
+    folder.add_job(Job("8", 2.0))
+    assert slurm_status.status(tmp_path / "r", {}).state == "unstarted"
+    ends(tmp_path / "r")
+    assert slurm_status.status(tmp_path / "r", {}).state == "completed"
 
 
 def test_without_slurm_only_what_is_certain_is_said(no_slurm: Path) -> None:
@@ -293,7 +317,8 @@ def test_a_thousand_tasks_are_told_and_cancelled_in_seconds(
         f"{job}_3",
         f"{job}_17",
     ]
-    wait("unstarted", "runs/grid/17")  # SLURM forgets a waiting task at once
+    wait("cancelled", "runs/grid/17")  # SLURM forgets a waiting task at once
+    assert told("status", "runs/grid/17")[0]["slurm"] is None
     began = time.monotonic()
     assert len(told("cancel", job)) == 998
     cancelled_s = time.monotonic() - began

@@ -12,8 +12,10 @@ failed() {
     sleep 10
     exit 1
 }
-trap '[ -n "${BASH_SOURCE[1]-}" ] ||
-    failed "line $LINENO of node.sh ended with exit code $?: $BASH_COMMAND"' ERR
+line_failed() {  # unless it is one of a file that a line reads: there it may mean nothing
+    [ -n "${BASH_SOURCE[2]-}" ] || failed "line $2 of node.sh ended with exit code $1: $3"
+}
+trap 'line_failed $? $LINENO "$BASH_COMMAND"' ERR
 trap 'failed "node.sh was ended by: $BASH_COMMAND"' EXIT
 trap 'trap - EXIT; exit 143' TERM  # SLURM ends it: no fault of this node
 trap '' USR1  # a stop request that comes before the launcher listens; it is sent again
