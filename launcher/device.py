@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -13,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+
+_PAUSES = 4  # times as long as pinning takes: what training loses by it meanwhile is a fifth
 
 
 def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:
@@ -58,14 +61,19 @@ def on_host(tree: Any) -> Any:
 def reserve(tree: Any) -> None:
     """Have pinned memory for a copy of a tree of tensors on a GPU, made while nobody waits for it.
 
-    To pin new memory takes half a second for each gigabyte; torch keeps what was pinned once.
+    To pin new memory takes half a second for each gigabyte, in which the device takes no orders;
+    torch keeps what was pinned once. So a thread does it a tensor at a time, with long pauses.
     """
     there = [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor) and t.is_cuda]
     alike = [t.detach() for t in there if t.layout == torch.strided]
 
     def pin() -> None:
         with suppress(RuntimeError):  # a machine without so much memory notices when it saves
-            [_pinned(tensor) for tensor in alike]
+            held = []  # all of it at a time: what is given up is used again
+            for tensor in alike:
+                began = time.perf_counter()
+                held.append(_pinned(tensor))
+                time.sleep(_PAUSES * (time.perf_counter() - began))
 
     if alike:
         threading.Thread(target=pin, name="pinned memory", daemon=True).start()

@@ -41,7 +41,8 @@ def main(cpu: bool, folder: Path, note: Note) -> None:
     note(in_ddp_differs_by=off)
     assert max(off) < 1e-6
     failed = command(
-        *(*TORCHRUN, RECIPES / "trouble.py", "what=raise", "at_step=2", "--run-dir", "failed"),
+        *(*TORCHRUN, RECIPES / "trouble.py", "what=raise", "at_step=2", "epochs=3"),
+        *("--run-dir", "failed"),
         cwd=folder,
         env={"CUDA_VISIBLE_DEVICES": ""} if cpu else {},
         timeout_s=40,
