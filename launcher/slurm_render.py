@@ -5,7 +5,6 @@ what stands on the next line is script. So values with backslashes or control ch
 refused, and all others are quoted for both readers alike.
 """
 
-import re
 import shlex
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,20 +19,10 @@ from launcher.run_dir import assets
 from launcher.slurm_job import SlurmFolder
 from launcher.slurm_options import for_site
 from launcher.slurm_profile import Container, Profile
+from launcher.slurm_template import lacks
 
 BATCH = "job.sbatch.j2"
 NODE = "node.sh.j2"
-
-# What a batch script cannot do without, and what happens where a template has left it out.
-_REQUIRED = {
-    r"^#SBATCH --signal=": "the #SBATCH lines (`directives`): the job would not be what was asked",
-    r"^\s*trap .*USR1": "the trap for USR1: the run would not stop before the time limit",
-    r"^[^#]*\bjob begin\b": "`launcher job begin`: budgets would not be kept",
-    r"^[^#]*\bjob end\b": "`launcher job end`: a failed run would not be told from a completed one",
-}
-_REQUEUE = {
-    r"^[^#]*\b(scontrol|job) requeue\b": "the requeue block: the job would not go on by itself",
-}
 
 
 @dataclass(frozen=True)
@@ -115,12 +104,7 @@ def sources(templates: Sequence[Path] = ()) -> dict[str, Path]:
 
 def warnings(scripts: Scripts, *, requeue: bool) -> list[str]:
     """Return what a template has left out that a batch script cannot do without."""
-    required = _REQUIRED | (_REQUEUE if requeue else {})
-    return [
-        f"the batch script lacks {what}"
-        for pattern, what in required.items()
-        if not re.search(pattern, scripts.batch, flags=re.MULTILINE)
-    ]
+    return [f"the batch script lacks {what}" for what in lacks(scripts.batch, requeue=requeue)]
 
 
 def variables(request: Request) -> dict[str, Any]:

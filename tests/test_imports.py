@@ -55,6 +55,7 @@ LAUNCHER_SIDE = [
     "slurm_requeue",
     "lifecycle",
     "job_node",
+    "slurm_template",
     "slurm_render",
     "slurm_local",
     "submit",
