@@ -15,7 +15,7 @@ from launcher.config import new_run_path
 from launcher.errors import BadInput
 from launcher.gpus import gpus
 from launcher.hyperparameters import configure, split_overrides
-from launcher.launch import Launch, Nodes, check, launch
+from launcher.launch import Launch, Nodes, check, launch, threads_of
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, load, outline
 from launcher.resume import (
@@ -128,7 +128,13 @@ def run(
     spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
     tracked = wandb_run.tracking(file.name, tracking, project=project, group=group, tags=tags)
     config_json = describe_run(
-        file, made, nproc=nodes.nproc, nnodes=nnodes, cpu=nodes.cpu, tracking=tracked
+        file,
+        made,
+        nproc=nodes.nproc,
+        nnodes=nnodes,
+        cpu=nodes.cpu,
+        threads=threads_of(nodes, told),
+        tracking=tracked,
     )
     if node_rank:
         folder.refuse_foreign()

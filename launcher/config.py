@@ -25,11 +25,13 @@ def describe(
     nproc: int = 1,
     nnodes: int = 1,
     cpu: bool = False,
+    threads: int | None = None,
     tracking: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the contents of config.json, for `nproc` processes on each of `nnodes` machines.
 
-    `tracking` is what `wandb_run.tracking` made; None: no tracking.
+    `threads` are those of each process; None: not known yet. `tracking` is what
+    `wandb_run.tracking` made; None: no tracking.
     """
     return {
         "recipe": file.name,
@@ -39,6 +41,7 @@ def describe(
         "world_size": nproc * nnodes,
         "nodes": nnodes,
         "cpu": cpu,
+        "threads": threads,
         "tracking": tracking or wandb_run.tracking(file.name, "disabled"),
         "versions": {"python": platform.python_version()} | _versions(),
         "git": _git(file.path.parent),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Nodes:
     node_rank: int = 0
     endpoint: str | None = None  # HOST:PORT of machine 0, where there are several
     cpu: bool = False
+    threads: int | None = None  # of each process; None: see `threads_of`
 
     @property
     def world_size(self) -> int:
@@ -101,7 +102,7 @@ def command(
         "--machine_rank": nodes.node_rank,
         "--mixed_precision": mixed_precision,
         "--dynamo_backend": "no",
-        "--num_cpu_threads_per_process": _threads(nodes),
+        "--num_cpu_threads_per_process": nodes.threads or threads_of(nodes),
         "--max_restarts": 0,
         "--log_dir": run.logs / f"node-{nodes.node_rank}-agent",
     }
@@ -139,8 +140,10 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     What configures Accelerate is left out: it would compile or shard the model behind our back.
     """
     fresh = secrets.token_hex(8) if nodes.nnodes == 1 else str(nodes.endpoint)
+    threads = str(nodes.threads or threads_of(nodes, env=base))
     added = {
-        "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(_threads(nodes))),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
         "PET_RDZV_ID": base.get("PET_RDZV_ID", fresh),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
@@ -151,9 +154,18 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     return {**_ALLOCATOR, **kept, **added}
 
 
-def _threads(nodes: Nodes) -> int:
-    """Threads for each process: this machine's cores shared out."""
-    return max(1, cores() // nodes.nproc)
+def threads_of(
+    nodes: Nodes, told: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ
+) -> int:
+    """Return threads for each process: those of the run that is `told` of, with as many processes.
+
+    Sums are made in parts, one a thread: a run keeps its bytes only with the number it began with.
+    At first it is what OMP_NUM_THREADS says, else this machine's cores shared out.
+    """
+    if told and told.get("threads") and told.get("world_size") == nodes.world_size:
+        return int(told["threads"])
+    asked = env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) else max(1, cores() // nodes.nproc)
 
 
 @dataclass(frozen=True)
@@ -247,7 +259,8 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
 
 def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> LauncherError | None:
     """Start the processes once; returns how they ended, None where they completed."""
-    run, nodes, parameters = job.run, job.nodes, told["hyperparameters"]
+    run, parameters = job.run, told["hyperparameters"]
+    nodes = replace(job.nodes, threads=told.get("threads"))
     for rank in job.ranks:
         run.record(rank).unlink(missing_ok=True)
         run.mark(rank).unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from launcher.errors import (
     RunDirError,
     Stopped,
 )
-from launcher.launch import Nodes
+from launcher.launch import Nodes, threads_of
 from launcher.node_marks import Came, alike, look_at_all, to_blame
 from launcher.record import write_result
 from launcher.resume import is_completed, resumed
@@ -116,9 +116,10 @@ def _begin(run: RunDir, here: Here) -> str:
         attempts = _attempts(folder, asked)
     if attempts:
         _refuse_to_go_on(run, attempts, Budgets.of(asked))
-        nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
+    nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
+    if folder.attempts():
         told = resumed(run, {}, nodes, allow_changes=False)
-        write_json(run.config, told)
+    write_json(run.config, told | {"threads": threads_of(nodes, told)})
     _forget_last_end(run)
     folder.blame_unfit()
     folder.start(here.job, here.restart, here.nodes)

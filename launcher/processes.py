@@ -12,6 +12,7 @@ from types import FrameType
 
 import psutil
 
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 PARENT = "LAUNCHER_PARENT"  # environment variable: the pid of the process that starts another
 HERE = "LAUNCHER_HERE"  # environment variable: where the command was given, if not in this folder
 LOADED = "LAUNCHER_LOADED"  # a file in which a process notes that it could import what it needs
@@ -58,8 +59,45 @@ def orderly(error: BaseException) -> Iterator[None]:
 
 
 def cores() -> int:
-    """Return on how many cores this process may run."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Return how many cores this process may use.
+
+    Those it may run on; no more than SLURM gave to it, where nothing binds it to them, and than the
+    quota of its container, a part of a core left out.
+    """
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    given = (os.environ.get(name, "") for name in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"))
+    limits = [int(number) for number in given if number.isdigit() and int(number)]
+    return max(1, min([len(os.sched_getaffinity(0)), *limits, *map(int, _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """Give the cores that this process's cgroups, and those above them, may keep busy."""
+    try:
+        lines = _OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container the name may be the host's: what is mounted begins at the container's own.
+        own = Path(name.lstrip("/"))
+        for folder in (own, *own.parents):
+            with suppress(OSError, ValueError):  # no such file, or no quota: "max", -1
+                yield _quota(folder, version=1 if controllers else 2)
+
+
+def _quota(folder: Path, version: int) -> float:
+    """Return the cores of one cgroup; raises OSError or ValueError where it has no quota."""
+    if version == 2:
+        quota, period = (_CGROUPS / folder / "cpu.max").read_text(encoding="utf-8").split()
+    else:
+        place = _CGROUPS / "cpu" / folder
+        quota, period = ((place / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+    if int(quota) <= 0:
+        raise ValueError("no quota")
+    return int(quota) / int(period)
 
 
 def children(pid: int, *, recursive: bool) -> list[psutil.Process]:

@@ -14,7 +14,7 @@ from launcher import checkpoint_files, wandb_run
 from launcher.checkpoint_files import Checkpoint
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure
-from launcher.launch import Launch, Nodes
+from launcher.launch import Launch, Nodes, threads_of
 from launcher.processes import HERE
 from launcher.recipe_file import RecipeFile, outline
 from launcher.run_dir import RunDir, read_json
@@ -82,6 +82,7 @@ def resumed(
     return told | {
         "hyperparameters": after,
         "world_size": nodes.world_size,
+        "threads": threads_of(nodes, told),
         "nodes": nodes.nnodes,
         "cpu": nodes.cpu,
         "resumed": [*told.get("resumed", []), session | {"command": sys.argv}],
@@ -111,6 +112,7 @@ def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launc
     told = run.read_config()
     configured = told | {
         "world_size": nodes.world_size,
+        "threads": threads_of(nodes, told),
         "cpu": nodes.cpu,
     }
     with tempfile.TemporaryDirectory(prefix="launcher-test-") as folder:

@@ -99,6 +99,7 @@ def _run_as_script(
             recipe,
             nproc=context.world_size // nodes,
             nnodes=nodes,
+            threads=torch.get_num_threads(),
             tracking=wandb_run.tracking(file.name),
         )
         try:

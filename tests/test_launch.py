@@ -1,8 +1,8 @@
 """The pure parts of a launch: its command, its environment, what it refuses, and what it says."""
 
 import json
-import os
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,9 @@ from launcher.launch import (
     check,
     command,
     environment,
+    threads_of,
 )
+from launcher.processes import cores
 from launcher.run_dir import RunDir
 
 RUN = RunDir(Path("/runs/r"))
@@ -120,8 +122,7 @@ def test_what_follows_two_dashes_stands_behind_our_own_options(nproc: int) -> No
 
 
 def test_cores_are_shared_out_unless_the_user_has() -> None:
-    cores = len(os.sched_getaffinity(0))
-    assert environment(Nodes(nproc=1), {})["OMP_NUM_THREADS"] == str(cores)
+    assert environment(Nodes(nproc=1), {})["OMP_NUM_THREADS"] == str(cores())
     assert environment(Nodes(nproc=10**6), {})["OMP_NUM_THREADS"] == "1"
     assert environment(Nodes(nproc=1), {"OMP_NUM_THREADS": "7"})["OMP_NUM_THREADS"] == "7"
 
@@ -238,3 +239,22 @@ def test_what_configures_accelerate_is_not_passed_on() -> None:
     base = {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "HOME": "/root"}
     passed = environment(Nodes(nproc=2, cpu=True), base)
     assert {name for name in passed if name.startswith("ACCELERATE_")} == {"ACCELERATE_USE_CPU"}
+
+
+@pytest.mark.parametrize(
+    ("told", "omp", "expected"),
+    [
+        ({}, "7", 7),
+        ({}, "3,2", 3),
+        ({}, "", cores()),
+        ({}, "0", cores()),
+        ({}, "many", cores()),
+        ({"threads": 5, "world_size": 1}, "7", 5),
+        ({"threads": 5, "world_size": 2}, "7", 7),  # other bytes in any case
+        ({"threads": None, "world_size": 1}, "7", 7),
+    ],
+)
+def test_threads_are_those_that_a_run_began_with(
+    told: Mapping[str, Any], omp: str, expected: int
+) -> None:
+    assert threads_of(Nodes(1), told, {"OMP_NUM_THREADS": omp}) == expected

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from training import RECIPES, Run, launcher
 
 from launcher.config import describe
 from launcher.errors import BadInput
@@ -41,10 +42,24 @@ def test_a_run_goes_on_where_it_began(
     monkeypatch.chdir("else/where")
     with where_it_began(run):
         assert Path.cwd() == tmp_path
-        assert shown(run.path) == "../../r"  # as the user finds it
+        assert shown(run.path) == str(run.path)  # as the user finds it
     assert Path.cwd() == tmp_path / "else/where"
     assert capsys.readouterr().err == ""
     write_json(run.config, run.read_config() | {"folder": "/gone"})
     with where_it_began(run):
         assert Path.cwd() == tmp_path / "else/where"
     assert "started in /gone, which is not here (No such file or" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_keeps_its_threads_and_so_its_bytes(tmp_path: Path) -> None:
+    words = ["--cpu", "--tracking=disabled", "--run-dir"]
+    for name, epochs in (("whole", 2), ("r", 1)):
+        env = {"OMP_NUM_THREADS": "2"}
+        launcher(
+            "run", RECIPES / "wide.py", f"epochs={epochs}", *words, name, cwd=tmp_path, env=env
+        )
+    env = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # as where there is but one core
+    done = launcher("resume", "r", "epochs=2", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "r").weight_bytes == Run(tmp_path / "whole").weight_bytes
