@@ -2,31 +2,52 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+# What a checkpoint has of it; the weights alone in checkpoints of old.
+Saved = dict[str, Any] | Sequence[Tensor] | None
 
 
 class Average:
-    """avg = decay · avg + (1 - decay) · weights after each step, the same on every rank.
+    """avg = d · avg + (1 - d) · weights after each step, the same on every rank.
 
-    Buffers (statistics of batch norm) are not averaged: they are averages already.
+    d = min(decay, (1 + n) / (10 + n)) after n updates, as in TensorFlow's ExponentialMovingAverage:
+    a short run would otherwise end with little but the weights that it began with. The running
+    statistics of batch norm are averaged alike, to fit the weights; other buffers are not.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._model: list[Tensor] = list(model.parameters())
+        self.updates = 0
+        self._model: list[Tensor] = [*model.parameters(), *_statistics(model)]
         self.weights = [p.detach().clone() for p in self._model]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take in the weights that a step has made."""
-        torch._foreach_lerp_(self.weights, self._model, 1 - self.decay)
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.weights, self._model, 1 - decay)
+        self.updates += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"weights": self.weights, "updates": self.updates}
 
     @torch.no_grad()
-    def load(self, weights: Sequence[Tensor] | None) -> None:
-        """Go on from the average of a checkpoint; where it had none, from the model's weights."""
-        torch._foreach_copy_(self.weights, list(weights or self._model))
+    def load(self, saved: Saved, steps: int) -> None:
+        """Go on from the average of a checkpoint; where it had none, from the model's weights.
+
+        `steps` is how many the run had made, and so the updates of a checkpoint of old.
+        """
+        of_old = {"weights": saved or [], "updates": steps}
+        told: dict[str, Any] = saved if isinstance(saved, dict) else of_old
+        weights = list(told["weights"])
+        self.updates = told["updates"] if weights else 0
+        torch._foreach_copy_(self.weights, weights + self._model[len(weights) :])
 
     @contextmanager
     def in_the_model(self) -> Iterator[None]:
@@ -40,3 +61,11 @@ class Average:
     def _swap(self) -> None:
         for parameter, average in zip(self._model, self.weights, strict=True):
             parameter.data, average.data = average.data, parameter.data
+
+
+def _statistics(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None:
+            yield module.running_mean
+            assert module.running_var is not None
+            yield module.running_var

@@ -127,8 +127,9 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
         "made": training.made,
         "optimizer": on_host(training.optimizer.state_dict()),
         "scheduler": on_host(scheduler.state_dict()) if scheduler else None,
-        "average": on_host(training.average.weights) if training.average else None,
+        "average": on_host(training.average.state()) if training.average else None,
         "progress": asdict(training.progress),
+        "order": training.train_loader.sampler.order(),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -152,6 +153,7 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
     state = load_safely(checkpoint.path / files.TRAINING)
     made = state.get("made") or _made_of_old(training, state)
     refuse_other_schedule(made, training.made, training.scheduler)
+    _refuse_other_order(training, state)
     try:
         load_model(training.model, checkpoint.path, state)
         _load_optimizer(training.optimizer, state["optimizer"], made, training.made)
@@ -161,13 +163,29 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
             hint="has the recipe's model or optimizer changed?",
         ) from error
     if training.average:
-        training.average.load(state.get("average"))
+        training.average.load(state.get("average"), state["progress"]["step"])
     if training.scheduler and state["scheduler"] is not None:
         training.scheduler.load_state_dict(on_host(state["scheduler"]))
     for field, value in state["progress"].items():
         setattr(training.progress, field, value)
     training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
     return int(state["rows"])
+
+
+def _refuse_other_order(training: Training, state: dict[str, Any]) -> None:
+    """Raise RecipeError where what is left of an epoch would be other samples than before."""
+    now, progress = training.train_loader.sampler.order(), state["progress"]
+    before = state.get("order", now)
+    changes = [
+        f"{name} was {before[name]} and is {now[name]}" for name in now if before[name] != now[name]
+    ]
+    if progress["steps_into_epoch"] and changes:
+        epochs = progress["epoch"] + 1
+        raise RecipeError(
+            f"the checkpoint is in the middle of an epoch, after {progress['samples_into_epoch']} "
+            f"samples, and samples would be skipped or repeated: {', '.join(changes)}",
+            hint=f"without the change, `epochs={epochs}` ends the epoch; then change it",
+        )
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], made: Made, now: Made) -> None:
@@ -199,7 +217,7 @@ def load_to_test(training: Training, folder: Path) -> None:
     state = load_safely(folder / files.TRAINING)
     load_model(training.model, folder, state)
     if training.average:
-        training.average.load(state.get("average"))
+        training.average.load(state.get("average"), state["progress"]["step"])
 
 
 def refuse_unsaveable(training: Training) -> None:

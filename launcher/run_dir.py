@@ -51,6 +51,11 @@ class RunDir:
         return self.path / "model.safetensors"
 
     @property
+    def plain_weights(self) -> Path:
+        """The final weights themselves, of a run whose average is its final weights."""
+        return self.path / "model-plain.safetensors"
+
+    @property
     def weights_others(self) -> Path:
         """What of the final state_dict is no dense tensor, where there is any: for `torch.load`."""
         return self.path / "model-others.pt"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +65,15 @@ class ShardSampler(DistributedSampler[ShardIndices]):
     def steps(self) -> int:
         """Steps in a whole epoch."""
         return -(-self.size // self.batch_size)
+
+    def order(self) -> dict[str, Any]:
+        """Return what the order of an epoch, and its steps, depend on: no number of ranks."""
+        return {
+            "samples": self.size,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "shuffled by torch": self.size <= self.torch_order_up_to,
+        }
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Go to a step of an epoch; the next iteration starts there."""

@@ -178,20 +178,24 @@ def work(
                 _doubt(run, begun)
             raise
     if context.rank == 0:
-        with training.tested_weights():
-            save_weights(training, run)
+        save_weights(training, run)
         write_json(run.result, result)
         print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
 
 
 def save_weights(training: Training, run: RunDir) -> None:
-    """Save the weights that are in the model now, and beside them what safetensors cannot hold."""
-    state = on_host(captured(unwrapped(training.model)))
-    if state.others:
+    """Save what was tested last, and the plain weights too where that was their average."""
+    model = unwrapped(training.model)
+    with training.tested_weights():
+        tested = on_host(captured(model))
+    if tested.others:  # what safetensors has no form for
         with written(run.weights_others) as path, path.open("wb") as file:
-            torch.save(state.others, file)
+            torch.save(tested.others, file)
+    if training.average:
+        with written(run.plain_weights) as path:
+            on_host(captured(model)).write(path)
     with written(run.weights) as path:
-        state.write(path)
+        tested.write(path)
 
 
 def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a checkpoint holds, and which are never gone on with."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from training import RECIPES, Run, launcher
 
 from launcher import checkpoint_files, config
 from launcher.context import Context
-from launcher.errors import NonFiniteLoss
+from launcher.errors import NonFiniteLoss, RecipeError
 from launcher.hyperparameters import configure
 from launcher.recipe_file import find, load
 from launcher.run_dir import RunDir
@@ -20,10 +21,10 @@ from launcher.worker import work
 POISONED = RECIPES / "poisoned.py"
 
 
-def trained(folder: Path, recipe_path: Path = POISONED, **values: object) -> RunDir:
+def trained(folder: Path, **values: Any) -> RunDir:
     """A run that was trained, or is gone on with, in this process."""
-    run, file = RunDir(folder / "r"), find(str(recipe_path))
-    recipe = configure(load(file), recipe_path.stem, {"checkpoint_every": 2} | values)
+    run, file = RunDir(folder / "r"), find(str(POISONED))
+    recipe = configure(load(file), POISONED.stem, {"checkpoint_every": 2} | values)
     if not run.config.exists():
         run.create(config.describe(file, recipe), file.source)
     work(recipe, run, Context(cpu=True), file.source)
@@ -119,3 +120,25 @@ def test_a_disk_or_memory_that_fails_is_no_mistake_of_the_user_and_harms_no_chec
     assert saved(run) == before
     for checkpoint in checkpoint_files.all_of(run.checkpoints):
         assert checkpoint_files.problem(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 20}, "batch_size was 10 and is 20"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"torch_order_up_to": 5}, "shuffled by torch was True and is False"),
+        ({"samples": 50}, "samples was 60 and is 50"),
+    ],
+)
+def test_an_epoch_is_not_gone_on_with_in_another_order(
+    tmp_path: Path, change: dict[str, int], words: str
+) -> None:
+    run = trained(tmp_path)
+    shutil.rmtree(checkpoint_files.all_of(run.checkpoints)[-1].path)
+    with pytest.raises(RecipeError, match=words) as refused:
+        trained(tmp_path, **change)
+    assert "`epochs=1` ends the epoch" in str(refused.value)
+    trained(tmp_path, epochs=1)
+    trained(tmp_path, epochs=2, **change)
+    assert Run(run.path).result["epoch"] == 2

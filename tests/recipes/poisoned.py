@@ -36,6 +36,7 @@ class Poisoned(Recipe):
 
     batch_size: int = 10
     learning_rate: float = 0.1
+    samples: int = 60
     at_step: int = 0  # of this session, from 1
     mark: str = "none"  # where there is such a file all is well
 
@@ -43,7 +44,7 @@ class Poisoned(Recipe):
         return Rooted(self)
 
     def train_data(self) -> ArrayDataset:
-        images = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(self.samples, 4, generator=torch.Generator().manual_seed(0))
         return ArrayDataset(images, (images.sum(1) * 0.75).long().clamp(0, 2))
 
     def test_data(self) -> ArrayDataset:
