@@ -43,14 +43,11 @@ class Saver:
     written. A failed save is a loud warning; MOST_FAILURES in a row are for the caller to act on.
     """
 
-    def __init__(
-        self, run: RunDir, keep_last: int, keep_best: int, marker: Marker | None = None
-    ) -> None:
+    def __init__(self, run: RunDir, keep_last: int, keep_best: int) -> None:
         self.folder = run.checkpoints
         self.keep_last, self.keep_best = keep_last, keep_best
         self.failures = 0  # in a row
         self.last_error = ""
-        self._marker = marker or Marker(None)
         self._reserved = False
         self._proven = False  # a first save has been seen to load without running code
         self._thread: threading.Thread | None = None
@@ -62,7 +59,7 @@ class Saver:
         """
         if training.context.rank:
             return
-        self.wait()
+        self.wait(training.marker)
         name = files.name_of(training.progress.step, training.progress.epoch)
         if (self.folder / name).exists():
             return
@@ -83,13 +80,12 @@ class Saver:
                 [unwrapped(training.model).state_dict(), training.optimizer.state_dict(), average]
             )
 
-    def wait(self) -> None:
+    def wait(self, marker: Marker) -> None:
         """Wait until the save in flight has ended."""
-        while self._thread:
-            self._thread.join(timeout=0.5)
-            self._marker.beat()
-            if not self._thread.is_alive():
-                self._thread = None
+        if self._thread:
+            with marker.beating():
+                self._thread.join()
+            self._thread = None
 
     def _write(
         self, name: str, model: ModelState, state: dict[str, Any], facts: Mapping[str, Any]

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import psutil
@@ -14,7 +15,6 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
-    KwargsHandler,
     check_cuda_p2p_ib_support,
 )
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import BadInput, PeerFailed, TrainingFailed
 from launcher.gpus import gpus, shared
+from launcher.mark import Marker
 from launcher.model_state import expanded, fill
 
 T = TypeVar("T")
 
+WATCHED_S = 24 * 3600.0  # what a collective may take where the launcher judges what hangs
 # What gloo and NCCL both broadcast by itself, and so DDP does.
 _SENT = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
@@ -46,37 +48,40 @@ class Context:
         mixed_precision: str = "no",
         find_unused_parameters: bool = False,
         expected_world: int | None = None,
+        patience_s: float = WATCHED_S,
     ) -> None:
         """Join the process group; collective.
 
+        `patience_s` is how long a rank waits for the others in a collective before it fails.
         Raises BadInput where `accelerate launch` was told to train in a way that is none of ours,
         where there are GPUs that torch cannot use, or not one for each process; TrainingFailed
         where ranks are missing.
         """
         started = int(os.environ.get("WORLD_SIZE", "1"))
         on_cpu = cpu or not usable_gpus()
-        handlers: list[KwargsHandler] = [
-            DistributedDataParallelKwargs(
-                gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
-            )
-        ]
+        ddp = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+        )
+        group = InitProcessGroupKwargs(timeout=timedelta(seconds=patience_s))
         _choose_interface()
         _refuse_other_ways_to_train()
         if not on_cpu:
             claim_gpu()
             if shared() and started > 1:
-                handlers.append(InitProcessGroupKwargs(backend="gloo"))  # NCCL: a GPU a rank
+                group.backend = "gloo"  # NCCL: a GPU a rank
                 os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # it takes ranks for devices
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=mixed_precision,
             dynamo_backend="no",
-            kwargs_handlers=handlers,
+            kwargs_handlers=[ddp, group],
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
         self.local_rank: int = self.accelerator.local_process_index
         self.device: torch.device = self.accelerator.device
+        self.patience_s = patience_s
+        self.marker = Marker(None)  # for who watches this process, if anybody
         expected = expected_world or started
         if self.world_size != expected:
             raise TrainingFailed(
@@ -95,7 +100,8 @@ class Context:
         how = "sharing GPUs over gloo, for tests" if shared() else "a GPU each"
         return f"{count}, {how}: {torch.cuda.get_device_name(self.device)}"
 
-    def close(self) -> None:
+    @staticmethod
+    def close() -> None:
         """Leave the process group; a process that just exits often aborts in gloo's threads.
 
         So it does where a DDP that nobody needs any more still holds the group.
@@ -111,15 +117,20 @@ class Context:
         return values
 
     def agree(self, value: bool) -> bool:
-        """Return whether any rank says so; collective, and so a barrier too."""
-        return bool(self.reduce(torch.tensor([float(value)], device=self.device)).item())
+        """Return whether any rank says so; collective, and so a barrier too.
+
+        Ranks may come to it at very different times, for reasons that the launcher's watch knows.
+        """
+        with self.marker.waiting():
+            return bool(self.reduce(torch.tensor([float(value)], device=self.device)).item())
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, by rank; collective, for start-up only."""
         values: list[T | None] = [None] * self.world_size
         if not dist.is_initialized():
             return [value]
-        dist.all_gather_object(values, value)
+        with self.marker.waiting():
+            dist.all_gather_object(values, value)
         return cast("list[T]", values)
 
     def local_first(self, make: Callable[[], T]) -> T:
@@ -127,18 +138,26 @@ class Context:
 
         Where one fails all fail: it with its own error, the others with PeerFailed.
         """
-        for turn in (self.local_rank == 0, self.local_rank != 0):
-            error: Exception | None = None
-            if turn:
-                try:
-                    made = make()
-                except Exception as caught:  # noqa: BLE001  # raised below, after the others know
-                    error = caught
-            failed = self.agree(error is not None)
-            if error:
-                raise error
-            if failed:
-                raise PeerFailed("another rank could not get ready")
+        turns = [self.turn(make, mine=mine) for mine in (self.local_rank == 0, self.local_rank > 0)]
+        return cast("T", turns[self.local_rank > 0])
+
+    def turn(self, make: Callable[[], T], *, mine: bool) -> T | None:
+        """Call `make` where it is this rank's turn, while the others wait; collective.
+
+        Where one fails all fail, as above. Returns None to those that only waited.
+        """
+        error: Exception | None = None
+        made: T | None = None
+        if mine:
+            try:
+                made = make()
+            except Exception as caught:  # noqa: BLE001  # raised below, after the others know
+                error = caught
+        failed = self.agree(error is not None)
+        if error:
+            raise error
+        if failed:
+            raise PeerFailed("another rank could not get ready, or end")
         return made
 
     def wrap(self, model: nn.Module) -> nn.Module:

@@ -1,10 +1,12 @@
 """Loaders that hand each rank its shard of every global batch, on its device."""
 
+import atexit
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, cast
 
 import torch
@@ -155,6 +157,8 @@ class Loader:
         fetcher = _Fetcher(dataset, recipe, CPU if workers else device, test=test)
         self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
         if workers:
+            leaving = multiprocessing.RawValue("b", 0)  # 1 when this process does
+            atexit.register(setattr, leaving, "value", 1)  # before multiprocessing ends its own
             loader: DataLoader[Shard] = DataLoader(
                 fetcher,
                 batch_size=None,  # the sampler already speaks in batches
@@ -163,7 +167,7 @@ class Loader:
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
                 persistent_workers=True,
-                worker_init_fn=_start_data_worker,
+                worker_init_fn=partial(_start_data_worker, leaving),
                 multiprocessing_context="fork",
             )
             self._source = lambda: iter(loader)
@@ -215,14 +219,25 @@ def _as_it_is(shard: Any) -> Any:
     return shard
 
 
-def _start_data_worker(_worker: int) -> None:
+def _end_if_training_does(leaving: Any, _number: int, _frame: FrameType | None) -> None:
+    """Tell the training process, which ends its data workers, from others who signal everybody.
+
+    A scheduler does, and an agent that ends the ranks of a run of which another has failed: a rank
+    whose data workers go first would be told as the cause.
+    """
+    if leaving.value:
+        os._exit(0)
+
+
+def _start_data_worker(leaving: Any, _worker: int) -> None:
     """Leave stop requests to the training process, which ends its data workers by SIGTERM."""
     parent = multiprocessing.parent_process()
     if parent and parent.pid:
         die_with_parent(parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, partial(_end_if_training_does, leaving))
     torch.set_num_threads(1)
 
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from launcher.errors import NonFiniteLoss
 from launcher.metrics import Totals
+from launcher.processes import stop_signals
 
 _MOST_STEPS = 1 << 20  # between two exchanges
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -26,7 +26,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in _STOP_SIGNALS:
+        for number in stop_signals():
             self._before[number] = signal.signal(number, self._handle)
         return self
 

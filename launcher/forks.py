@@ -7,6 +7,7 @@ be told their place: the environment that torchrun would give to a command.
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ class Fork:
         if self.pid == 0:
             die_with_parent(agent)
             os.setsid()  # torchrun signals a worker's whole group
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the agent is deaf
+                signal.signal(number, signal.SIG_DFL)
             os.close(self._writer)
             _take_place(reader)
             sys.exit(work())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import lock, mark
+from launcher.console import last_without_console
 from launcher.errors import (
     BadInput,
     Interrupted,
@@ -24,13 +25,15 @@ from launcher.errors import (
 from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
 from launcher.mirror import PATIENCE_S, Mirror
-from launcher.processes import PARENT, cores, shown
+from launcher.processes import PARENT, cores, shown, without_world
+from launcher.recipe import Recipe
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_bytes, write_json
 from launcher.supervise import HangWatch, Supervisor
 from launcher.verdict import verdict
 from launcher.wandb_run import Ending
 
+_ID = "PET_RDZV_ID"  # environment variable: the rendezvous id, of torchrun's own
 _HASTE_S = 3.0  # for W&B, when the user wants out at once
 
 # What a step frees the next one needs again: glibc keeps it, in huge pages, instead of giving it
@@ -138,20 +141,20 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     The rendezvous id is fresh: two runs with the same id on the same port join into one world.
     Machines that meet at an endpoint must share it: what the environment says, else the endpoint.
     What configures Accelerate is left out: it would compile or shard the model behind our back.
+    So is the place in another world that this process may have (Kubeflow, srun, mpirun, torchrun).
     """
     fresh = secrets.token_hex(8) if nodes.nnodes == 1 else str(nodes.endpoint)
     threads = str(nodes.threads or threads_of(nodes, env=base))
     added = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "PET_RDZV_ID": base.get("PET_RDZV_ID", fresh),
+        _ID: base.get(_ID, fresh),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
     }
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
-    kept = {name: value for name, value in base.items() if not name.startswith("ACCELERATE_")}
-    return {**_ALLOCATOR, **kept, **added}
+    return {**_ALLOCATOR, **without_world(base), **added}
 
 
 def threads_of(
@@ -191,6 +194,7 @@ class Launch:
 def launch(job: Launch) -> None:
     """Run all processes of this machine to their end; raises how it ended unless it completed."""
     started = time.time()
+    last_without_console()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         told = job.resumed or job.spec.read_config()
         before = _go_on(job) if job.resumed and not job.managed else {}
@@ -265,24 +269,33 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
         run.record(rank).unlink(missing_ok=True)
         run.mark(rank).unlink(missing_ok=True)
     run.exits(nodes.node_rank).unlink(missing_ok=True)
-    watch = HangWatch({rank: run.mark(rank) for rank in job.ranks}, parameters["hang_timeout"])
+    start_timeout = parameters.get("start_timeout", Recipe.start_timeout)  # older runs have none
+    marks = {rank: run.mark(rank) for rank in job.ranks}
+    watch = HangWatch(marks, parameters["hang_timeout"], start_timeout)
     argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
     env = environment(nodes, os.environ)
     code = supervisor.run(argv, env, run.agent(nodes.node_rank), watch)
     shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
-    if supervisor.forced:
-        return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
-    if supervisor.hang:
-        hint = f"the stacks of all ranks are in {shown(run.logs)}"
-        return NodeFailed(supervisor.hang, hint=hint)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)
-    error = verdict(run, ranks, [nodes.node_rank], code)
+    error = verdict(run, ranks, [nodes.node_rank], code, _asked(supervisor, run))
+    if error and supervisor.forced:
+        return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
     if error and not supervisor.requests and not any(run.record(r).exists() for r in job.ranks):
         # They did not come to their own first line: torch is not there, or not whole.
         words = f"on {socket.gethostname()} {error.message}"
         return NodeFailed(words, hint=error.hint, own_fault=True)
     return error
+
+
+def _asked(supervisor: Supervisor, run: RunDir) -> LauncherError | None:
+    """Return why this machine's processes were ended or asked to stop, None where they were not."""
+    if supervisor.hang:
+        hint = f"the stacks of all ranks are in {shown(run.logs)}"
+        return NodeFailed(supervisor.hang, hint=hint)
+    if supervisor.requests:
+        return Stopped("stopped on request before its first step", hint=_how_to_resume(run))
+    return None
 
 
 def _steps_done(job: Launch) -> int:

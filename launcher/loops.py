@@ -202,8 +202,10 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
     """
     if saver:
         with run.times.spending("checkpoint"):
+            saver.wait(run.marker)  # on rank 0, for the one before
             broken = [name for name in not_finite(unwrapped(run.model)) if name not in run.odd]
-            window, [ranks] = _summed(run, [float(bool(broken))])
+            with run.marker.waiting():
+                window, [ranks] = _summed(run, [float(bool(broken))])
             if ranks:
                 step, which = run.progress.step - 1, ", ".join(broken[:3]) or "another rank"
                 raise NonFiniteLoss(

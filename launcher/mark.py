@@ -5,11 +5,13 @@ import os
 import struct
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-_LAYOUT = "qqq"
+BEAT_S = 0.5  # between two signs of life
+_LAYOUT = "qqqq"
 _COPY_S = 0.2  # between two looks at values that have to be written
 
 
@@ -19,6 +21,7 @@ class Mark(NamedTuple):
     ticks: int
     steps: int  # optimizer steps done since the start of the run
     beats: int  # signs of life of this rank alone, while it waits for a disk
+    waiting: int = 0  # not 0 while it waits for others, one of whom may wait for a disk
 
 
 class Marker:
@@ -32,13 +35,35 @@ class Marker:
         """Say that this rank has entered the next stage."""
         self._values[0] += 1
 
-    def beat(self) -> None:
-        """Say that this rank is alive although it is not getting on."""
-        self._values[2] += 1
-
     def step(self, steps: int) -> None:
         """Say how many optimizer steps are done."""
         self._values[1] = steps
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Say that this rank is alive although it is not getting on: it waits for a disk."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(BEAT_S):
+                self._values[2] += 1
+
+        thread = threading.Thread(target=beat, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Say that this rank waits for others, who may take as long as a disk does."""
+        self._values[3] += 1
+        try:
+            yield
+        finally:
+            self._values[3] -= 1
 
 
 def _seen_at(path: Path | None) -> mmap.mmap | bytearray:

@@ -120,7 +120,8 @@ def sync(run: RunDir) -> dict[str, Any]:
 
 def say(message: str) -> None:
     """Tell the user something; what the client says goes to its log."""
-    print(message, flush=True)
+    with suppress(OSError):  # the console is gone
+        print(message, flush=True)
 
 
 def _has_rows(run: RunDir) -> bool:

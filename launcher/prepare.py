@@ -21,11 +21,9 @@ from launcher.errors import RecipeError, TrainingFailed
 from launcher.faults import StopRequest
 from launcher.graphs import Graphs
 from launcher.losses import LossWatch, leaves_out, refuse_other_means, refuse_warned_broadcasts
-from launcher.mark import Marker
 from launcher.metrics import Sums
 from launcher.randomness import seed_init
 from launcher.recipe import Recipe
-from launcher.run_dir import RunDir
 from launcher.sampler import ShardSampler
 from launcher.shared_memory import share_gradients
 from launcher.timing import StepTimes
@@ -39,7 +37,6 @@ def prepare(
     context: Context,
     stop: StopRequest,
     *,
-    run: RunDir | None = None,
     source: str = "",
     most_steps: int | None = None,
 ) -> Training:
@@ -75,7 +72,7 @@ def prepare(
         samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
         drift=Drift(context, model, loss_fn),
         times=times,
-        marker=Marker(run.mark(context.rank) if run else None),
+        marker=context.marker,
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
         graphs=_graphs(recipe, context, model),
         most_steps=most_steps,

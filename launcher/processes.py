@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -16,19 +18,41 @@ _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 PARENT = "LAUNCHER_PARENT"  # environment variable: the pid of the process that starts another
 HERE = "LAUNCHER_HERE"  # environment variable: where the command was given, if not in this folder
 LOADED = "LAUNCHER_LOADED"  # a file in which a process notes that it could import what it needs
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What torch, Accelerate and torchrun take for the place of a process, or of a machine, in a world.
+_WORLD = re.compile(
+    r"(NODE_|GROUP_|LOCAL_|ROLE_|CROSS_)?RANK|((GROUP|LOCAL|ROLE)_)?WORLD_SIZE|ROLE_NAME"
+    r"|MASTER_(ADDR|PORT)|MPI_LOCALN?RANK\w*"
+    r"|(PET|TORCHELASTIC|ACCELERATE|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
+)
+_PATIENCE_S, _POLL_S = 10.0, 0.01
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel SIGKILL this process when its parent, with that pid, dies (Linux only).
+def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel signal this process when its parent, with that pid, dies (Linux only).
 
     Without it a SIGKILL of the launcher or the agent would leave workers training on their own.
     """
     if not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != parent:  # it died before the kernel was told
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel give this process all its descendants that lose their parent (Linux only)."""
+    if sys.platform.startswith("linux"):
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def without_world(base: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without a place among the processes of a run: the launcher gives it."""
+    return {name: value for name, value in base.items() if not _WORLD.fullmatch(name)}
 
 
 def shown(path: Path) -> str:
@@ -56,6 +80,13 @@ def orderly(error: BaseException) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask a run to stop; nohup has the loss of a terminal ignored."""
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return numbers if deaf else [*numbers, signal.SIGHUP]
 
 
 def cores() -> int:
@@ -108,12 +139,33 @@ def children(pid: int, *, recursive: bool) -> list[psutil.Process]:
         return []
 
 
+def living_children(pid: int) -> list[psutil.Process]:
+    """Return all that descend from a process and have not ended; the ended are waited for."""
+    living = []
+    for process in children(pid, recursive=True):
+        with suppress(psutil.NoSuchProcess, ChildProcessError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                living.append(process)
+            elif process.ppid() == os.getpid():
+                os.waitpid(process.pid, os.WNOHANG)
+    return living
+
+
+def kill_children(pid: int) -> None:
+    """SIGKILL all that descend from a process, and what they start meanwhile, until all are gone.
+
+    Gives up after a while: the kernel may keep one that waits for a disk.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while (doomed := living_children(pid)) and time.monotonic() < deadline:
+        for process in doomed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(_POLL_S)
+
+
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all that descend from it, and wait until they are gone."""
-    doomed = children(pid, recursive=True)
-    for process in doomed:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    """SIGKILL a process and all that descend from it."""
+    kill_children(pid)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    psutil.wait_procs(doomed, timeout=10)

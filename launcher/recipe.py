@@ -38,6 +38,7 @@ _AT_LEAST: Mapping[str, float] = {
     "keep_last": 1,
     "keep_best": 0,
     "hang_timeout": 1,
+    "start_timeout": 1,
 }
 
 
@@ -88,6 +89,7 @@ class Recipe:
     shared_gradients: bool = True  # sum in memory where all processes are on one machine's CPU
     find_unused_parameters: bool = False  # allow parameters that take no part in the loss
     hang_timeout: float = 600.0  # seconds without progress after which the run is ended
+    start_timeout: float = 3600.0  # seconds, instead, until the first step, and for a save
     log_model: bool = False  # upload the final weights to W&B, as an artifact
 
     def __post_init__(self) -> None:

@@ -6,7 +6,6 @@ happened travels in these files. Written by the worker, read by the launcher.
 
 import contextlib
 import faulthandler
-import io
 import os
 import signal
 import socket
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+from launcher.console import Lasting
 from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped
 from launcher.run_dir import RunDir, assets, read_json, write_json
 
@@ -120,36 +120,6 @@ def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: fl
     )
 
 
-class Tee(io.TextIOBase):
-    """A text stream that writes to two."""
-
-    def __init__(self, console: TextIO, log: TextIO) -> None:
-        self.console, self._log = console, log
-
-    def write(self, text: str) -> int:
-        """Write to both."""
-        self._log.write(text)
-        return self.console.write(text)
-
-    def isatty(self) -> bool:
-        """Say what the console says."""
-        return self.console.isatty()
-
-    def fileno(self) -> int:
-        """Return the console's."""
-        return self.console.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # read-only is enough
-        """Return the console's."""
-        return self.console.encoding
-
-    def flush(self) -> None:
-        """Flush both."""
-        self._log.flush()
-        self.console.flush()
-
-
 @contextlib.contextmanager
 def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[TextIO]:
     """Send what this process says to its log, which is given; rank 0 says it on the console too.
@@ -164,12 +134,13 @@ def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[TextIO]:
     sys.stderr.flush()
     if rank == 0:
         # The launcher keeps standard error for the agent: what rank 0 warns of goes to the console.
-        sys.stdout = Tee(stdout, log)
-        sys.stderr = Tee(stdout if supervised else stderr, log)
-    else:
-        os.dup2(log.fileno(), 1)
-    if supervised or rank > 0:
-        os.dup2(log.fileno(), 2)
+        sys.stdout = Lasting(stdout, log)
+        sys.stderr = Lasting(stdout if supervised else stderr, log)
+    sent = ([1] if rank else []) + ([2] if rank or supervised else [])
+    before = [(number, os.dup(number)) for number in sent]
+    for number in sent:
+        os.dup2(log.fileno(), number)
+    if sent:
         faulthandler.enable(log)
         # All stacks, when the launcher sees a hang; works with the interpreter's lock held, too.
         faulthandler.register(signal.SIGUSR2, log, all_threads=True)
@@ -181,4 +152,7 @@ def logged(run: RunDir, rank: int, *, supervised: bool) -> Iterator[TextIO]:
         sys.stdout, sys.stderr = stdout, stderr
         faulthandler.unregister(signal.SIGUSR2)
         faulthandler.disable()
+        for number, kept in before:
+            os.dup2(kept, number)
+            os.close(kept)
         log.close()

@@ -15,9 +15,10 @@ from launcher.errors import LauncherError, RecipeError, RunDirError, Stopped, Tr
 from launcher.faults import StopRequest
 from launcher.files import warn_of_disk
 from launcher.hyperparameters import configure, split_overrides, table
+from launcher.leave import leave
 from launcher.mirror import Mirror
 from launcher.prepare import prepare
-from launcher.processes import shown
+from launcher.processes import adopt_orphans, shown, without_world
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find
 from launcher.record import Record, logged, write_result
@@ -26,6 +27,8 @@ from launcher.tracking import ConsoleTracker, Trackers
 from launcher.wandb_run import ENDINGS
 from launcher.worker import ended, last_words, train, work
 
+_UNWATCHED_S = 1800.0  # at least, for data that take their time: nobody watches the ranks
+
 
 def debug(recipe: Recipe, most_steps: int) -> None:
     """Train a few batches on the CPU in this very process, with nothing in the debugger's way.
@@ -33,6 +36,8 @@ def debug(recipe: Recipe, most_steps: int) -> None:
     So there are data workers only where the user asks for them. The recipe is as it is for a run.
     """
     torch.autograd.set_detect_anomaly(True)
+    for name in os.environ.keys() - without_world(os.environ).keys():
+        del os.environ[name]
     context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
     try:
         training = prepare(recipe, context, StopRequest(), most_steps=most_steps)
@@ -63,15 +68,16 @@ def main(recipe_type: type[Recipe]) -> None:
         context = Context(
             mixed_precision=recipe.mixed_precision,
             find_unused_parameters=recipe.find_unused_parameters,
+            patience_s=max(recipe.hang_timeout, _UNWATCHED_S),
         )
     except LauncherError as error:
         if rank == 0:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    try:
-        sys.exit(_run_as_script(recipe, file, run_path, context))
-    finally:
-        context.close()
+    adopt_orphans()
+    code = _run_as_script(recipe, file, run_path, context)
+    # Where a rank has failed, leaving the group might wait for it (NCCL).
+    leave(code, context.close if code in (0, Stopped.exit_code) else None)
 
 
 def _script_arguments(words: list[str]) -> tuple[list[str], Path | None]:

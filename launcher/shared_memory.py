@@ -30,7 +30,6 @@ _LINE = 64  # bytes of a cache line: what different ranks write lies in differen
 _SPINS = 1000  # looks at a rank that is late, before sleeping in between: about 1 ms
 _NAP_S = 1e-4
 _LOOK_S = 0.2  # between two looks whether a rank that is late still lives
-_PATIENCE_S = 1800  # as gloo's; a hang is noticed long before where the launcher watches
 _CLOSE_ON_EXEC = 1  # linux/memfd.h
 
 
@@ -80,6 +79,7 @@ class SharedGradients:
         self.rank, self.world_size = context.rank, context.world_size
         self._times = times
         self._peers = peers
+        self._patience_s = context.patience_s
         self._counters = memoryview(memory).cast("q")[:: _LINE // 8]
         start = self.world_size * _LINE
         self._memory = torch.frombuffer(memory, dtype=torch.uint8, offset=start)
@@ -175,8 +175,9 @@ class SharedGradients:
                 looked = time.monotonic()
                 if gone := [r for r, peer in enumerate(self._peers) if not _lives(peer)]:
                     raise PeerFailed(f"rank {gone[0]} has gone in the middle of a step")
-                if looked - began > _PATIENCE_S:
-                    raise PeerFailed(f"rank {rank} did not finish its step in {_PATIENCE_S} s")
+                if looked - began > self._patience_s:
+                    waited = f"{self._patience_s:g} s"
+                    raise PeerFailed(f"rank {rank} did not finish its step in {waited}")
 
 
 def _nameless(size: int) -> int:

@@ -1,6 +1,5 @@
 """Run one command to its end: pass stop requests on, notice a hang, leave nobody behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,54 +9,90 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from launcher import mark
-from launcher.processes import children, kill_tree
+from launcher.processes import children, kill_tree, stop_signals
 
 _POLL_S = 0.05
 _ASK_AGAIN_S = 1.0  # a worker that has just started does not hear yet
 _LOOK_S = 0.5  # between two looks at how far the ranks are
 _DUMP_S = 1.0  # what writing all stacks may take
+_SAY_AFTER_S = 60.0  # how long nothing has to happen before the first step to be worth a word
 
 
 class HangWatch:
-    """Notices that no rank of this machine makes progress, and which one is behind."""
+    """Notices that no rank of this machine makes progress, and which one is behind.
 
-    def __init__(self, marks: Mapping[int, Path], timeout_s: float) -> None:
-        self._paths, self._timeout_s = marks, timeout_s
-        self._marks: dict[int, mark.Mark | None] = {}
-        self._moved = self._looked = time.monotonic()
+    A first step may take `start_timeout_s`, and so may a disk: meanwhile a rank gives signs of
+    life. Where all ranks wait for those of other machines, those machines' watches judge.
+    """
+
+    def __init__(self, marks: Mapping[int, Path], timeout_s: float, start_timeout_s: float) -> None:
+        self._paths, self._timeout_s, self._start_timeout_s = marks, timeout_s, start_timeout_s
+        self._marks: dict[int, mark.Mark] = {}
+        self._began = self._looked = self._stirred = self._got_on = time.monotonic()
+        self._said = False
 
     def verdict(self) -> str | None:
-        """Return what hangs, None while ranks move or before all have made their first step."""
+        """Return what hangs, None while ranks get on or wait for something in good time."""
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
             return None
         self._looked = now
-        marks = {rank: mark.read(path) for rank, path in self._paths.items()}
-        ticks = {rank: found.ticks for rank, found in marks.items() if found and found.steps > 0}
-        if marks != self._marks or len(ticks) < len(self._paths):
-            self._marks, self._moved = marks, now
-        if now - self._moved < self._timeout_s:
-            return None
-        behind = min(ticks, key=lambda rank: ticks[rank])
-        steps = getattr(marks[behind], "steps", 0)
-        who = f"rank {behind} was behind, in step {steps}"
-        if len(ticks) > 1 and len(set(ticks.values())) == 1:
-            who = f"all ranks were equally far, in step {steps}"
-        return f"no progress for {self._timeout_s:g} s: {who}"
+        marks = {rank: mark.read(path) or mark.Mark(0, 0, 0) for rank, path in self._paths.items()}
+        waiting = all(found.waiting for found in marks.values())
+        if waiting or marks != self._marks:
+            self._stirred = now
+        if waiting or _stages(marks) != _stages(self._marks):
+            self._got_on = now
+        self._marks = marks
+        started = all(found.steps for found in marks.values())
+        if not started:
+            self._say_how_long(now - self._began)
+        patience_s = self._timeout_s if started else self._start_timeout_s
+        if now - self._stirred >= patience_s:
+            return f"no progress for {patience_s:g} s: {_who(marks)}"
+        if now - self._got_on >= max(self._timeout_s, self._start_timeout_s):
+            return f"waited for a disk for {now - self._got_on:.0f} s: {_who(marks)}"
+        return None
+
+    def _say_how_long(self, seconds: float) -> None:
+        if not self._said and seconds > _SAY_AFTER_S:
+            self._said = True
+            limit = f"start_timeout={self._start_timeout_s:g} ends a run that does nothing so long"
+            print(f"no step yet after {seconds:.0f} s; {limit}", file=sys.stderr)
+
+
+def _stages(marks: Mapping[int, mark.Mark]) -> list[tuple[int, int]]:
+    """Return how far ranks have got: all but signs of life."""
+    return [(found.ticks, found.steps) for found in marks.values()]
+
+
+def _who(marks: Mapping[int, mark.Mark]) -> str:
+    """Return which rank keeps the others waiting."""
+    silent = {rank: found for rank, found in marks.items() if not found.waiting} or marks
+    if unready := [rank for rank, found in silent.items() if not found.steps]:
+        return f"rank {unready[0]} was not ready for its first step"
+    behind = min(silent, key=lambda rank: silent[rank].ticks)
+    steps = silent[behind].steps
+    if len(silent) > 1 and len({found.ticks for found in silent.values()}) == 1:
+        return f"all ranks were equally far, in step {steps}"
+    return f"rank {behind} was behind, in step {steps}"
 
 
 class Supervisor:
     """Runs one command to its end and passes stop requests on to its workers.
 
-    The first Ctrl-C, SIGTERM or SIGUSR1 asks the workers to stop after the step; a second Ctrl-C
-    or SIGTERM ends everything at once, unless it is patient: SLURM says everything twice.
+    The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks the workers to stop after the step; a second
+    Ctrl-C or SIGTERM ends everything at once, unless it is patient: SLURM says everything twice.
+    So do shells when a connection is lost, and SIGUSR1 comes before SIGTERM.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
         self._patient = patient
         self.requests = 0  # to stop, by any signal
-        self._urgent = 0  # by those of a terminal or a shell; SLURM sends SIGUSR1 before SIGTERM
+        self._urgent = 0  # by those that somebody sends
         self.forced = False
         self.hang: str | None = None  # what hung
 
@@ -65,13 +100,14 @@ class Supervisor:
         """Return the command's exit code; its standard error goes to `log`.
 
         The command has a session of its own, so that the terminal's Ctrl-C reaches only this
-        process; it ignores SIGUSR1 until a worker says otherwise, since torchrun dies of it.
+        process; it ignores SIGUSR1 until a worker says otherwise, since torchrun dies of it. A
+        guard runs it, who leaves nothing of it behind.
         """
         self.hang = None
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         with log.open("ab") as agent_log:
             process = subprocess.Popen(
-                argv,
+                [sys.executable, "-m", "launcher.guard", *argv],
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 stderr=agent_log,
@@ -103,8 +139,7 @@ class Supervisor:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        before = {number: signal.signal(number, self._hear) for number in numbers}
+        before = {number: signal.signal(number, self._hear) for number in stop_signals()}
         try:
             yield
         finally:
@@ -112,7 +147,7 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if number != signal.SIGUSR1:
+        if number in (signal.SIGINT, signal.SIGTERM):
             self.forced = self._urgent > 0 and not self._patient
             self._urgent += 1
         if not self.requests:
@@ -121,9 +156,12 @@ class Supervisor:
         self.requests += 1
 
 
-def _tell_workers(pid: int, number: signal.Signals, *, is_agent: bool) -> None:
+def _tell_workers(guard: int, number: signal.Signals, *, is_agent: bool) -> None:
     """Send a signal to the training processes: the agent would die of it."""
-    pids = [worker.pid for worker in children(pid, recursive=False)] if is_agent else [pid]
-    for worker in pids:
-        with suppress(ProcessLookupError):
-            os.kill(worker, number)
+    # A guard's first child is its command; the others are orphans that it has adopted.
+    workers = sorted(children(guard, recursive=False), key=lambda child: child.create_time())[:1]
+    if is_agent and workers:
+        workers = children(workers[0].pid, recursive=False)
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.send_signal(number)

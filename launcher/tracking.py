@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -11,7 +12,7 @@ from typing import Any, Literal, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from launcher.record import Tee
+from launcher.console import Lasting
 from launcher.run_dir import write_bytes
 
 
@@ -136,13 +137,14 @@ class ConsoleTracker:
         rich puts a stream of its own in the place of sys.stdout, which must then be what our
         stream writes to.
         """
-        tee = sys.stdout
-        if not isinstance(tee, Tee):
+        stream = sys.stdout
+        if not isinstance(stream, Lasting) or stream.console is None:
             act()
             return
-        sys.stdout = tee.console
-        act()
-        tee.console, sys.stdout = sys.stdout, tee
+        sys.stdout = stream.console
+        with suppress(OSError):  # the console is gone
+            act()
+        stream.console, sys.stdout = sys.stdout, stream
 
 
 class JsonlTracker:

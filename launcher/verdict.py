@@ -4,22 +4,30 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.errors import BadInput, LauncherError, Stopped, TrainingFailed
+from launcher.errors import BadInput, LauncherError, NodeFailed, Stopped, TrainingFailed
 from launcher.processes import shown
 from launcher.record import Record
 from launcher.run_dir import RunDir, read_json
 
 
 def verdict(
-    run: RunDir, ranks: Sequence[int], node_ranks: Sequence[int], exit_code: int
+    run: RunDir,
+    ranks: Sequence[int],
+    node_ranks: Sequence[int],
+    exit_code: int,
+    asked: LauncherError | None = None,
 ) -> LauncherError | None:
-    """Return what went wrong with some ranks of a run, of some machines; None if they completed."""
+    """Return what went wrong with some ranks of a run, of some machines; None if they completed.
+
+    What ranks have written down stands, whatever happened to them afterwards. `asked` is why the
+    launcher ended the processes (NodeFailed), or asked them to stop (Stopped), where it did.
+    """
     records = Record.read_all(run, ranks)
     result = read_json(run.result) or {}
-    all_completed = bool(records) and all(record.state == "completed" for record in records)
-    # The result is rank 0's, and other machines may not share its disk.
-    written_here = 0 in node_ranks
-    if exit_code == 0 and all_completed and (result or not written_here):
+    # Ranks may be on machines that do not share a disk with this one; the result is rank 0's.
+    heard = bool(records) and (exit_code == 0 or len(records) == len(ranks))
+    written = bool(result) or 0 not in node_ranks
+    if heard and written and all(record.state == "completed" for record in records):
         return None
     if any(record.users_mistake for record in records):
         mistaken = next(record for record in records if record.users_mistake)
@@ -29,12 +37,17 @@ def verdict(
         exits |= read_json(run.exits(node_rank)) or {}
     if list(ranks) == [0]:
         exits.setdefault("0", exit_code)
+    stopped = [record for record in records if record.state == "stopped"]
+    said = any(record.state == "failed" and record.first_cause for record in records)
+    if isinstance(asked, NodeFailed) and not said and len(stopped) < len(records or [None]):
+        return asked  # it killed those that said nothing
     failed = first_failure(records, run, exits)
-    if failed is None and any(record.state == "stopped" for record in records):
-        stopped = next(record for record in records if record.state == "stopped")
-        return Stopped(stopped.error, hint=f"launcher resume {shown(run.path)}")
-    return failed or TrainingFailed(
-        f"the run ended with exit code {exit_code} before any process could say why",
+    if failed is None and stopped:
+        return Stopped(stopped[0].error, hint=f"launcher resume {shown(run.path)}")
+    if found := failed or asked:
+        return found
+    return TrainingFailed(
+        f"the run {_end(exit_code)} before any process could say why",
         hint=next(filter(None, (_tail(run.agent(node_rank)) for node_rank in node_ranks)), None),
     )
 
@@ -63,6 +76,10 @@ def first_failure(
         f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(),
         hint=f"{first.hint}; {log}" if first.hint else log,
     )
+
+
+def _end(exit_code: int) -> str:
+    return f"was {_death(exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
 def _death(exit_code: int | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import torch
 
@@ -25,8 +25,10 @@ from launcher.device import on_host
 from launcher.errors import NonFiniteLoss, RecipeError, Stopped
 from launcher.faults import StopRequest, not_finite
 from launcher.hyperparameters import configure
+from launcher.leave import leave
 from launcher.loops import checkpoint, test_loop, train_loop
 from launcher.made import as_made
+from launcher.mark import Marker
 from launcher.model_state import captured
 from launcher.prepare import prepare
 from launcher.processes import shown
@@ -50,14 +52,18 @@ def resume(training: Training, run: RunDir) -> int:
     steps = training.recipe.epochs * training.train_loader.sampler.steps
     training.made = as_made(training.optimizer, training.scheduler, steps)
     training.odd = not_finite(unwrapped(training.model))
-    found: Checkpoint | None = None
-    if context.rank == 0:
-        checkpoint_files.clean(run.checkpoints)
-        found = checkpoint_files.newest_valid(run.checkpoints, warn, partial(look_inside, training))
-    found = context.gather(found)[0]
+
+    def find() -> Checkpoint | None:
+        with training.marker.beating():
+            checkpoint_files.clean(run.checkpoints)
+            look = partial(look_inside, training)
+            return checkpoint_files.newest_valid(run.checkpoints, warn, look)
+
+    found = context.gather(context.turn(find, mine=context.rank == 0))[0]
     if found is None:
         return 0
-    rows = restore(training, found)
+    with training.marker.beating():
+        rows = restore(training, found)
     _refuse_too_short(training)
     if context.rank == 0:
         print(f"continuing from step {found.step} (epoch {found.epoch})", flush=True)
@@ -114,7 +120,7 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     finally:
         training.trackers.close()
         if saver:
-            saver.wait()
+            saver.wait(training.marker)
     test = progress.test or {}
     return {
         "state": "completed",
@@ -155,32 +161,41 @@ def work(
 ) -> None:
     """Train in this process, from the newest checkpoint of the run on; collective.
 
-    Rank 0 leaves result.json, the weights and the last lines; `profiled` leaves a trace of each
-    rank.
+    Rank 0 leaves result.json, the weights and the last lines, and the others wait for it, as they
+    do for its last checkpoint: whoever starts processes may end those that are left. `profiled`
+    leaves a trace of each rank.
     """
+    context.marker = Marker(run.mark(context.rank))
     if context.rank == 0:
         print(context.where, flush=True)
-    with StopRequest() as stop:
-        training = prepare(recipe, context, stop, run=run, source=source)
+    with StopRequest() as stop:  # to the end: whoever asks now gets a whole run
+        training = prepare(recipe, context, stop, source=source)
         rows = resume(training, run)
         refuse_unsaveable(training)
         refuse_unloadable(training)
         training.trackers = Trackers(rows=rows)
         if context.rank == 0:
             training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
-        saver = Saver(run, recipe.keep_last, recipe.keep_best, training.marker)
+        saver = Saver(run, recipe.keep_last, recipe.keep_best)
         begun = training.progress.step
         try:
             with profiling(training, run) if profiled else nullcontext():
                 result = train(training, saver)
+        except Stopped:
+            context.agree(True)
+            raise
         except NonFiniteLoss as error:
             if context.rank == 0 and begun and error.step <= begun + 1:
                 _doubt(run, begun)
             raise
-    if context.rank == 0:
+        context.turn(lambda: _leave_results(training, run, result), mine=context.rank == 0)
+
+
+def _leave_results(training: Training, run: RunDir, result: dict[str, Any]) -> None:
+    with training.marker.beating():
         save_weights(training, run)
-        write_json(run.result, result)
-        print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
+    write_json(run.result, result)
+    print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
 
 
 def save_weights(training: Training, run: RunDir) -> None:
@@ -200,7 +215,8 @@ def save_weights(training: Training, run: RunDir) -> None:
 
 def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
     """Test a checkpoint in this process; collective. Rank 0 leaves the numbers in result.json."""
-    training = prepare(recipe, context, StopRequest(), run=run)
+    context.marker = Marker(run.mark(context.rank))
+    training = prepare(recipe, context, StopRequest())
     load_to_test(training, path)
     with training.tested_weights():
         totals = test_loop(training, None)
@@ -232,14 +248,18 @@ def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> i
     return record.exit_code
 
 
-def run_worker(run: RunDir, spec: RunDir) -> int:
-    """Train as one of the processes that the launcher started; returns the exit code.
+def run_worker(run: RunDir, spec: RunDir) -> NoReturn:
+    """Train as one of the processes that the launcher started, and leave; never returns.
 
     `spec` holds recipe and configuration: the run directory itself, but on other machines.
     """
     record = Record.started(int(os.environ.get("RANK", "0")))
     with logged(run, record.rank, supervised=True) as log:
-        return ended(record, run, log, lambda: _work_as_told(run, spec))
+        ended(record, run, log, lambda: _work_as_told(run, spec))
+        # torchrun takes a code that is not 0 for a failure, and would end the others.
+        failed = record.state == "failed"
+        # Where a rank has failed, leaving the group might wait for it (NCCL) until it is killed.
+        leave(record.exit_code if failed else 0, None if failed else Context.close)
 
 
 def _work_as_told(run: RunDir, spec: RunDir) -> None:
@@ -257,16 +277,13 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
         find_unused_parameters=recipe.find_unused_parameters,
         expected_world=told["world_size"],
     )
-    try:
-        if told.get("test"):
-            test(recipe, run, context, Path(told["test"]))
-        else:
-            work(recipe, run, context, source, profiled=bool(told.get("profile")))
-    finally:
-        context.close()
+    if told.get("test"):
+        test(recipe, run, context, Path(told["test"]))
+    else:
+        work(recipe, run, context, source, profiled=bool(told.get("profile")))
 
 
-def main(arguments: list[str]) -> int:
-    """Run a training process: RUN_DIR and the folder of its recipe; returns the exit code."""
+def main(arguments: list[str]) -> NoReturn:
+    """Run a training process: RUN_DIR and the folder of its recipe; never returns."""
     run, spec = arguments
-    return run_worker(RunDir(Path(run)), RunDir(Path(spec)))
+    run_worker(RunDir(Path(run)), RunDir(Path(spec)))

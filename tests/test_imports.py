@@ -26,6 +26,7 @@ FLOOR = {
     "config",
     "record",
     "processes",
+    "console",
     "gpus",
     "checkpoint_files",
     "lock",
@@ -38,6 +39,7 @@ FLOOR = {
 }
 LAUNCHER_SIDE = [
     "start",
+    "guard",
     "supervise",
     "verdict",
     "mirror",

@@ -150,6 +150,17 @@ def test_the_users_environment_is_passed_on() -> None:
     assert base == {"HOME": "/root", "MY_DATA": "here"}
 
 
+def test_a_place_in_another_world_is_not_passed_on() -> None:
+    """As Kubeflow, srun, mpirun and torchrun leave it to what they start."""
+    place = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK ROLE_NAME NODE_RANK"
+    place += " MASTER_ADDR MASTER_PORT TORCHELASTIC_RUN_ID PET_NNODES PMI_RANK PMI_SIZE"
+    place += " OMPI_COMM_WORLD_SIZE MV2_COMM_WORLD_RANK MPI_LOCALNRANKS"
+    mine = {"NCCL_DEBUG": "INFO", "MY_RANK": "1", "SLURM_PROCID": "1", "PET": "cat"}
+    passed = environment(Nodes(nproc=2), dict.fromkeys(place.split(), "7") | mine)
+    assert not passed.keys() & set(place.split())
+    assert passed.items() >= mine.items()
+
+
 def test_the_allocator_is_set_up_for_training_unless_the_user_has() -> None:
     name = "MALLOC_TRIM_THRESHOLD_"
     assert int(environment(Nodes(nproc=2), {})[name]) > 1 << 30

@@ -50,6 +50,10 @@ def test_five_ways_to_start_give_the_same_reports(tmp_path: Path) -> None:
         assert (run / "logs" / "rank-0.log").read_text().count("Test Error: Accuracy:") == 2
 
 
+# What Kubeflow, srun, mpirun and torchrun leave to what they start.
+OTHER_WORLD = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
 def test_what_configures_accelerate_changes_nothing_of_a_run(tmp_path: Path) -> None:
     home = tmp_path / "accelerate" / "default_config.yaml"
     home.parent.mkdir()
@@ -58,7 +62,7 @@ def test_what_configures_accelerate_changes_nothing_of_a_run(tmp_path: Path) -> 
     (tmp_path / "mine.py").write_text(source)
     words = ("run", "mine.py", "--cpu", "--nproc", "2", "epochs=1", "--run-dir")
     env = {"HF_HOME": str(tmp_path), "ACCELERATE_USE_FSDP": "true", "CUDA_VISIBLE_DEVICES": "7"}
-    done = launcher(*words, "run", cwd=tmp_path, env=env)
+    done = launcher(*words, "run", cwd=tmp_path, env=env | OTHER_WORLD)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/logs/rank-1.log").read_text().startswith("GPUs: 7\n")
     done = command(sys.executable, "mine.py", "--run-dir", "own", cwd=tmp_path, env=env)
@@ -68,7 +72,7 @@ def test_what_configures_accelerate_changes_nothing_of_a_run(tmp_path: Path) -> 
 
 
 def test_debug_starts_no_process_and_writes_nothing(tmp_path: Path) -> None:
-    done = launcher("debug", DIGITS, "--steps", "2", cwd=tmp_path)
+    done = launcher("debug", DIGITS, "--steps", "2", cwd=tmp_path, env=OTHER_WORLD)
     assert done.returncode == 0, done.stderr
     assert "loss: " in done.stdout
     assert "[  128/ 1437]" in done.stdout
@@ -275,17 +279,16 @@ def test_a_second_ctrl_c_ends_everything_at_once(tmp_path: Path) -> None:
     assert not survivors(seen, timeout_s=5)
 
 
-@pytest.mark.parametrize("victim", ["launcher", "agent"])
+@pytest.mark.parametrize("victim", ["launcher", "guard", "agent"])
 def test_nobody_survives_the_launcher_or_the_agent(tmp_path: Path, victim: str) -> None:
     words = ["step_s=0.05", "epochs=1000", "batch_size=9", "num_workers=1", "--nproc", "2"]
     with started("run", TROUBLE, *words, "--run-dir", "r", cwd=tmp_path) as run:
         wait_for(lambda: bool(Run(tmp_path / "r").rows))
         seen = family(run)
-        assert len(seen) >= 5  # agent, two workers, two data workers
-        if victim == "launcher":
-            run.kill()
-        else:
-            psutil.Process(run.pid).children()[0].kill()
+        assert len(seen) >= 6  # guard, agent, two workers, two data workers
+        guard = psutil.Process(run.pid).children()[0]
+        pids = {"launcher": run.pid, "guard": guard.pid, "agent": guard.children()[0].pid}
+        os.kill(pids[victim], signal.SIGKILL)
         assert not survivors(seen)
         run.communicate(timeout=30)
     assert run.returncode not in (0, 75)

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped, TrainingFailed
+from launcher.errors import (
+    BadInput,
+    LauncherError,
+    NodeFailed,
+    PeerFailed,
+    Stopped,
+    TrainingFailed,
+)
 from launcher.record import Record
 from launcher.run_dir import RunDir, write_json
 from launcher.verdict import first_failure, verdict
@@ -106,6 +113,47 @@ def test_the_verdict_has_the_exit_code_of_what_happened(
     error = verdict(run, range(2), [0], 1)
     assert isinstance(error, kind)
     assert error.exit_code == exit_code
+
+
+def test_what_all_ranks_have_completed_stays_completed(run: RunDir) -> None:
+    """Whatever happened when they left: a hang, a crash, a signal."""
+    done = [record(0), record(1)]
+    for one in done:
+        one.end("completed")
+    state(run, *done, result={"state": "completed"})
+    assert verdict(run, range(2), [0], -9, NodeFailed("no progress")) is None
+    assert isinstance(verdict(run, range(3), [0], 1), TrainingFailed)  # one is missing
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([record(0), record(1, OWN)], "ValueError: odd"),
+        ([record(0, Stopped("after 3")), record(1, Stopped("after 3"))], "after 3"),
+        ([record(0, LOST), record(1)], "no progress"),
+        ([record(0, Stopped("after 3")), record(1)], "no progress"),
+        ([], "no progress"),
+    ],
+)
+def test_a_hang_is_the_cause_where_nobody_has_said_another(
+    records: list[Record], words: str, run: RunDir
+) -> None:
+    state(run, *records)
+    error = verdict(run, range(2), [0], -9, NodeFailed("no progress"))
+    assert error
+    assert words in error.message
+
+
+def test_a_stop_before_anybody_could_hear_it_is_a_stop(run: RunDir) -> None:
+    state(run, record(0))
+    assert isinstance(verdict(run, range(1), [0], -15, Stopped("early")), Stopped)
+    assert not isinstance(verdict(run, range(1), [0], -9, Stopped("early")), Stopped)
+
+
+def test_a_signal_is_named_although_nobody_says_anything(run: RunDir) -> None:
+    error = verdict(run, range(1), [0], -11)
+    assert error
+    assert error.message == "the run was killed by SIGSEGV before any process could say why"
 
 
 def test_the_only_process_is_known_by_the_commands_own_exit_code(run: RunDir) -> None:

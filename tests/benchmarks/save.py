@@ -70,7 +70,7 @@ def main() -> None:
             checkpoint(training, saver)
             blocked.append(time.perf_counter() - began)
             beside.append(statistics.median(step() for _ in range(3)))
-            saver.wait()
+            saver.wait(training.marker)
             began = time.perf_counter()
             path = Path(folder) / "plain.pt"
             state = state_of(training, Totals([], 0, None, 0))

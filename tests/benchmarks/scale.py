@@ -88,7 +88,7 @@ def node(world: int, folder: Path) -> tuple[float, float]:
     here = min(world, NODE)
     for rank in range(here):
         Marker(run.mark(rank)).step(1)
-    watch = HangWatch({rank: run.mark(rank) for rank in range(here)}, 600)
+    watch = HangWatch({rank: run.mark(rank) for rank in range(here)}, 600, 3600)
     nodes = Nodes(here, world // here, endpoint="host:1", cpu=True)
 
     def look() -> None:
