@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from launcher.arrays import ArrayDataset, load_digits
     from launcher.context import unwrapped
-    from launcher.randomness import SampleRandom
+    from launcher.randomness import SampleRandom, sample_seed
     from launcher.recipe import Recipe, StepSums
     from launcher.script import main
 
-__all__ = ["ArrayDataset", "Recipe", "SampleRandom", "StepSums", "load_digits", "main", "unwrapped"]
+__all__ = [
+    "ArrayDataset",
+    "Recipe",
+    "SampleRandom",
+    "StepSums",
+    "load_digits",
+    "main",
+    "sample_seed",
+    "unwrapped",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -24,6 +33,7 @@ _HOMES = {
     "StepSums": "launcher.recipe",
     "load_digits": "launcher.arrays",
     "main": "launcher.script",
+    "sample_seed": "launcher.randomness",
     "unwrapped": "launcher.context",
 }
 

@@ -7,116 +7,25 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from launcher.arrays import ArrayDataset
 from launcher.device import CPU, moved, prefetched
 from launcher.errors import DataError, RecipeError
-from launcher.losses import labels_left_out
+from launcher.fetching import Failed, Fetcher, Shard, SizedData, in_memory
 from launcher.processes import cores, die_with_parent
-from launcher.randomness import Numbers, SampleRandom, seed_sample
 from launcher.recipe import Recipe
-from launcher.sampler import ShardIndices, ShardSampler
+from launcher.sampler import ShardSampler
 
 T = TypeVar("T")
 
 _SMALL = 0.05  # share of a GPU's free memory that data may take unasked
 _MOST_WORKERS = 8  # that a training process starts by itself
-
-
-class Shard(NamedTuple):
-    """One rank's part of one global batch, in memory."""
-
-    size: int  # samples in the global batch
-    own: int  # samples in this shard that count; 0: a ghost, to be weighted 0
-    micro_batches: list[Any]  # what the dataset gave, collated
-    left_out: int = 0  # labels that torch leaves out of a mean where nothing else is said
-
-
-class SizedData(Protocol):
-    """A map-style dataset."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class _Fetcher(Dataset[Shard]):
-    """Turns indices into a shard; runs in the data workers, where there are any.
-
-    Every sample of an ordinary dataset is loaded with generators seeded from (seed, epoch,
-    sample), so that random transforms are the same for every world size and number of workers.
-    """
-
-    def __init__(
-        self, dataset: SizedData, recipe: Recipe, device: torch.device, *, test: bool
-    ) -> None:
-        self.dataset = dataset
-        self.device = device  # where batches of arrays are made
-        self.arrays = dataset if in_memory(dataset) else None
-        self.recipe = recipe
-        self.draws_checked = False
-        self.counts_left_out = recipe.counts_samples(test=test)
-        if self.arrays is not None:  # looked at once, so that no step has to
-            self.counts_left_out = self.counts_left_out and bool(
-                labels_left_out(self.arrays.arrays)
-            )
-
-    def __getitem__(self, indices: ShardIndices) -> Shard:
-        batches = [self._batch(indices.epoch, micro) for micro in indices.micro_batches]
-        left_out = sum(map(labels_left_out, batches)) if self.counts_left_out else 0
-        return Shard(indices.size, indices.own, batches, left_out)
-
-    def _batch(self, epoch: int, indices: Numbers) -> Any:
-        seed = self.recipe.seed
-        if self.arrays is not None:
-            random = SampleRandom(seed, epoch, indices, self.device)
-            if self.draws_checked:
-                return self.arrays.batch(indices, random)
-            self.draws_checked = True
-            return _without_draws(partial(self.arrays.batch, indices, random), self.device)
-        samples = []
-        for index in indices.tolist():
-            seed_sample(seed, epoch, index)
-            samples.append(self.dataset[index])
-        return self.recipe.collate(samples)
-
-
-def _without_draws(make: Callable[[], T], device: torch.device) -> T:
-    """Return what `make` makes; raises DataError where torch's own generators were used for it.
-
-    One draw for a whole batch would be another one for every world size.
-    """
-    before = _generators(device)
-    made = make()
-    if not all(map(torch.equal, before, _generators(device))):
-        raise DataError(
-            "`transform` or `augment` draws from torch's generators: one set of numbers for a "
-            "whole batch, and another one for every number of processes",
-            hint="draw from the SampleRandom that `augment` gets, or return an ordinary dataset, "
-            "where each sample is seeded",
-        )
-    return made
-
-
-def _generators(device: torch.device) -> list[Tensor]:
-    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *on_gpu]
-
-
-def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
-    """Whether batches are fetched whole: an ArrayDataset whose subclass has left fetching as it is.
-
-    Every other dataset is an ordinary one: it is asked for one sample after the other.
-    """
-    names = ("__getitem__", "__getitems__")
-    return isinstance(dataset, ArrayDataset) and all(
-        getattr(type(dataset), name) is getattr(ArrayDataset, name) for name in names
-    )
 
 
 def worker_count(asked: int | None, own_cores: int, *, arrays: bool) -> int:
@@ -154,12 +63,12 @@ class Loader:
         wanted = recipe.data_on_device
         if wanted or (wanted is None and not workers and _is_small(dataset, device)):
             dataset = _on_device(dataset, device, workers)
-        fetcher = _Fetcher(dataset, recipe, CPU if workers else device, test=test)
-        self._source: Callable[[], Iterator[Shard]] = lambda: map(fetcher.__getitem__, sampler)
+        fetcher = Fetcher(dataset, sampler, recipe, CPU if workers else device, test=test)
+        self._source: Callable[[], Iterator[Shard | Failed]] = partial(map, fetcher.get, sampler)
         if workers:
             leaving = multiprocessing.RawValue("b", 0)  # 1 when this process does
             atexit.register(setattr, leaving, "value", 1)  # before multiprocessing ends its own
-            loader: DataLoader[Shard] = DataLoader(
+            loader: DataLoader[Shard | Failed] = DataLoader(
                 fetcher,
                 batch_size=None,  # the sampler already speaks in batches
                 sampler=sampler,
@@ -179,7 +88,7 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Shard]:
-        shards = self._source()
+        shards = map(_made, self._source())
         return prefetched(map(self._moved, shards), self._stream) if self._stream else shards
 
     def _moved(self, shard: Shard) -> Shard:
@@ -241,13 +150,27 @@ def _start_data_worker(leaving: Any, _worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def _made(shard: Shard | Failed) -> Shard:
+    if isinstance(shard, Failed):
+        raise shard.error
+    return shard
+
+
 def sized(dataset: Any, what: str) -> SizedData:
     """Return a dataset as it is; raises DataError where it is empty or no map-style dataset."""
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    # Torch's base class has a __getitem__ that only says that there is none.
+    get = getattr(type(dataset), "__getitem__", Dataset.__getitem__)
+    stream = isinstance(dataset, IterableDataset) or get is Dataset.__getitem__
+    try:
+        size = None if stream else len(dataset)
+    except (TypeError, NotImplementedError):
+        size = None
+    if size is None:
         raise DataError(
             f"`{what}` returned {type(dataset).__name__}, which is not a map-style dataset",
-            hint="return an object with __len__ and __getitem__, or an ArrayDataset",
+            hint="return an object with __len__ and __getitem__, or an ArrayDataset: any sample "
+            "must be there by its index, so that each counts once for any number of processes",
         )
-    if len(dataset) == 0:
+    if size == 0:
         raise DataError(f"`{what}` returned an empty dataset")
     return cast("SizedData", dataset)

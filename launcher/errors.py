@@ -62,6 +62,18 @@ class NonFiniteLoss(TrainingFailed):
         self.step = step
 
 
+class SampleFailed(TrainingFailed):
+    """A sample could not be loaded.
+
+    `frames` are the user's own of the exception, `trace` is all of it: text, which gets through
+    from a data worker.
+    """
+
+    def __init__(self, message: str, *, frames: str = "", trace: str = "") -> None:
+        super().__init__(message)
+        self.frames, self.trace = frames, trace
+
+
 class NodeFailed(TrainingFailed):
     """A machine is the cause, and no rank of it: it hangs or failed its checks.
 

@@ -11,12 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.checkpoint import MOST_FAILURES, Saver, refuse_unsaveable
 from launcher.context import unwrapped
-from launcher.data import Shard
 from launcher.errors import NonFiniteLoss, PeerFailed, RecipeError, Stopped, TrainingFailed
 from launcher.faults import check_finite, not_finite
+from launcher.fetching import Shard
 from launcher.losses import refuse_left_out
 from launcher.metrics import Sums, Totals
-from launcher.randomness import seed_step
+from launcher.randomness import seed_step, seed_test
 from launcher.recipe import StepSums
 from launcher.tracking import Report
 from launcher.training import Training
@@ -28,7 +28,6 @@ def train_loop(run: Training, saver: Saver | None) -> None:
     Raises Stopped and NonFiniteLoss, each on all ranks after the same step.
     """
     recipe, progress, sampler = run.recipe, run.progress, run.train_loader.sampler
-    run.model.train()
     run.trackers.progress(run.position)
     sampler.seek(progress.epoch, progress.steps_into_epoch)
     end = min(sampler.steps, run.most_steps or sampler.steps)
@@ -242,23 +241,22 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     The model is not in DDP here: ranks may have different numbers of samples, and none waits.
     Raises Stopped on all ranks, as `train_loop` does.
     """
-    model = unwrapped(run.model)
-    run.context.share_buffers(model)
-    model.eval()
+    run.context.share_buffers(unwrapped(run.model))
     sums = Sums(1, run.context.device)
     sampler = run.test_loader.sampler
     sampler.seek(0)
     run.pulse.start()  # a test batch takes another time than a step
     run.loss_watch.look(test=True)
-    for shard in islice(run.test_loader, run.most_steps):
-        run.marker.tick()
-        if shard.own:
-            for batch in shard.micro_batches:
+    with run.testing() as model:
+        for number, shard in enumerate(islice(run.test_loader, run.most_steps)):
+            run.marker.tick()
+            seed_test(run.recipe.seed, number, run.context.rank)
+            for batch in shard.micro_batches if shard.own else ():
                 made = run.recipe.test_step(model, batch, run.loss_fn)
                 sums.add(_expect_sums(made, "test_step"))
-        sums.end_batch(shard.own, _left_out(run, shard))
-        if run.pulse.due():
-            exchange(run, saver, report=False)
+            sums.end_batch(shard.own, _left_out(run, shard))
+            if run.pulse.due():
+                exchange(run, saver, report=False)
     sums.end_step(0)
     totals = sums.totals(run.context.reduce(sums.vector()).tolist())
     refuse_left_out(totals.left_out, run.progress.step)

@@ -13,12 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 import launcher
 from launcher.averaging import Average
+from launcher.batch_norm import refuse_lone_samples
 from launcher.context import Context, unwrapped
-from launcher.data import Loader, SizedData, sized
+from launcher.data import Loader, sized
 from launcher.device import set_arithmetic
 from launcher.drift import Drift
 from launcher.errors import RecipeError, TrainingFailed
 from launcher.faults import StopRequest
+from launcher.fetching import SizedData
 from launcher.graphs import Graphs
 from launcher.losses import LossWatch, leaves_out, refuse_other_means, refuse_warned_broadcasts
 from launcher.metrics import Sums
@@ -57,6 +59,9 @@ def prepare(
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     if recipe.fused_optimizer:
         _fuse(optimizer)
+    train_loader = _loader(train_data, recipe, context, most_steps)
+    test_loader = _loader(test_data, recipe, context, most_steps, test=True)
+    refuse_lone_samples(unwrapped(model), train_loader.sampler, test_loader.sampler)
     return Training(
         recipe=recipe,
         context=context,
@@ -64,8 +69,8 @@ def prepare(
         loss_fn=loss_fn,
         optimizer=optimizer,
         scheduler=_scheduler(recipe, optimizer),
-        train_loader=_loader(train_data, recipe, context, most_steps),
-        test_loader=_loader(test_data, recipe, context, most_steps, test=True),
+        train_loader=train_loader,
+        test_loader=test_loader,
         stop=stop,
         sums=Sums(min(recipe.log_every, len(train_data)), context.device),
         loss_watch=LossWatch(recipe, loss_fn),
@@ -109,7 +114,7 @@ def _parts(
     try:
         train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
         test_data = sized(_seeded(recipe, recipe.test_data), "test_data")
-        model = _model(recipe)
+        model = _model(recipe, say=say)
         loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss")
         if recipe.counts_samples():
             refuse_other_means(loss_fn)
@@ -121,12 +126,19 @@ def _parts(
     return train_data, test_data, model, loss_fn
 
 
-def _model(recipe: Recipe) -> torch.nn.Module:
+def _model(recipe: Recipe, *, say: bool = False) -> torch.nn.Module:
     model: torch.nn.Module = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution
     if recipe.compile:
         model.compile()  # in place: it stays the user's own module, with its own names
+    # What a recipe has put in eval mode by itself stays so; a whole model is only as it was loaded.
+    frozen = {n: m for n, m in model.named_modules() if not m.training} if model.training else {}
+    model.train()
+    for module in frozen.values():
+        module.eval()
+    if say and frozen:
+        print(f"in eval mode while training, as `model` left them: {', '.join(frozen)}", flush=True)
     return model
 
 

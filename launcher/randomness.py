@@ -6,7 +6,8 @@ sample never depends on the world size, the batch it is in, or the data worker t
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from launcher.device import CPU, moved
+from launcher.errors import RecipeError
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -21,7 +23,7 @@ Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
 # What a key is for: keys of different purposes never collide.
-_STEP, _SAMPLE, _INIT, _ORDER = 1, 2, 3, 4
+_STEP, _SAMPLE, _INIT, _ORDER, _TEST = 1, 2, 3, 4, 5
 
 
 def mix(*words: int) -> int:
@@ -113,17 +115,60 @@ class Permutation:
         return (upper << self._shift) | lower
 
 
+_loading: list[int] = []  # the key of the sample that is being loaded in this process
+
+
 def seed_sample(seed: int, epoch: int, index: int) -> None:
     """Seed Python's, numpy's and torch's CPU generators for one sample of an ordinary dataset."""
     key = mix(_SAMPLE, seed, epoch, index)
+    _loading[:] = [key]
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)  # what datasets use is the global generator
     torch.default_generator.manual_seed(key)
 
 
+def leave_sample() -> None:
+    """Note that no sample is being loaded any more."""
+    _loading.clear()
+
+
+def sample_seed() -> int:
+    """Return a seed for the sample that is being loaded, the same for every number of processes.
+
+    For generators of a dataset's own, in `__getitem__`, like
+    `numpy.random.default_rng(launcher.sample_seed())`: 63 bits that depend on the run's seed, the
+    epoch and the sample. Raises RecipeError anywhere else.
+    """
+    if not _loading:
+        raise RecipeError(
+            "`launcher.sample_seed()` was called where no sample is being loaded",
+            hint="it is for the `__getitem__` of a dataset that the launcher trains on",
+        )
+    return _loading[0]
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed what the model draws in one step (dropout): it differs by rank and by step."""
     _seed_torch(mix(_STEP, seed, step, rank))
+
+
+def seed_test(seed: int, batch: int, rank: int) -> None:
+    """Seed what is drawn for one test batch: the same in every test, another one on each rank."""
+    key = mix(_TEST, seed, batch, rank)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    _seed_torch(key)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave Python's and numpy's generators as they were; torch's are seeded for every step."""
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)
 
 
 def seed_init(seed: int) -> None:

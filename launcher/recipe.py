@@ -61,7 +61,8 @@ class Recipe:
     """Hyperparameters every recipe has; subclass it, add your own, and write five methods.
 
     `model`, `train_data`, `test_data`, `loss` and `optimizer` must be written, `scheduler`,
-    `train_step`, `test_step` and `collate` may be. The comment behind a field is its meaning.
+    `train_step`, `test_step`, `collate` and `test_collate` may be. The comment behind a field is
+    its meaning.
     """
 
     epochs: int = 1  # passes over the training data
@@ -162,10 +163,20 @@ class Recipe:
         return self.train_step(model, batch, loss_fn)
 
     def collate(self, samples: list[Any]) -> Any:
-        """Join samples of an ordinary dataset into a batch; torch's default unless replaced."""
+        """Join samples of an ordinary dataset into a batch to train on; torch's default.
+
+        One that draws random numbers needs one process and no micro-batches: it sees no more.
+        """
         from torch.utils.data import default_collate  # noqa: PLC0415  # this is the floor: no torch
 
         return default_collate(samples)
+
+    def test_collate(self, samples: list[Any]) -> Any:
+        """Join samples into a test batch; torch's default, whatever `collate` does.
+
+        `test_collate = collate` has tests join them as training does.
+        """
+        return Recipe.collate(self, samples)
 
     def counts_samples(self, *, test: bool = False) -> bool:
         """Whether `StepSums` are those of the base: of samples, but where labels are left out."""

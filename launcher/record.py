@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from launcher.console import Lasting
-from launcher.errors import BadInput, LauncherError, PeerFailed, Stopped
+from launcher.errors import BadInput, LauncherError, PeerFailed, SampleFailed, Stopped
 from launcher.run_dir import RunDir, assets, read_json, write_json
 
 State = Literal["running", "completed", "stopped", "failed"]
@@ -59,6 +59,8 @@ class Record:
             self.exit_code = error.exit_code
             self.users_mistake = isinstance(error, BadInput)
             self.state = "stopped" if isinstance(error, Stopped) else state
+            if isinstance(error, SampleFailed):
+                self.traceback, self.users_frames = error.trace, error.frames
         else:
             self.traceback = "".join(traceback.format_exception(error))
             self.users_frames = users_frames(error)

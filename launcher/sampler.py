@@ -75,6 +75,18 @@ class ShardSampler(DistributedSampler[ShardIndices]):
             "shuffled by torch": self.size <= self.torch_order_up_to,
         }
 
+    def smallest_part(self, batch_size: int | None = None) -> int:
+        """Return the fewest samples that a forward pass of any rank gets, ghosts included.
+
+        Of batches of another size, where that is given.
+        """
+        batch = batch_size or self.batch_size
+        most = batch if self.micro_batch_size == self.batch_size else self.micro_batch_size
+        batches = {min(batch, self.size), self.size % batch or batch}
+        worlds = self.num_replicas
+        shards = {max(1, n) for size in batches for n in (size // worlds, -(-size // worlds))}
+        return min(shard if shard <= most else shard % most or most for shard in shards)
+
     def seek(self, epoch: int, step: int = 0) -> None:
         """Go to a step of an epoch; the next iteration starts there."""
         self.set_epoch(epoch)

@@ -1,6 +1,7 @@
 """The state of one run in one process: the parts that the loops work on, and how far they are."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.profiler import profile
 
 from launcher.averaging import Average
-from launcher.context import Context
+from launcher.context import Context, unwrapped
 from launcher.data import Loader
 from launcher.drift import Drift
 from launcher.faults import Pulse, StopRequest
@@ -19,6 +20,7 @@ from launcher.losses import LossWatch
 from launcher.made import Made
 from launcher.mark import Marker
 from launcher.metrics import Sums, Totals
+from launcher.randomness import undisturbed
 from launcher.recipe import Recipe
 from launcher.timing import StepTimes
 from launcher.tracking import Position, Trackers
@@ -98,6 +100,24 @@ class Training:
     def epochs(self) -> int:
         """After how many epochs the training is done."""
         return self.recipe.epochs if self.most_steps is None else 1
+
+    @contextmanager
+    def testing(self) -> Iterator[nn.Module]:
+        """Give the model to test, outside of DDP; each module of it is then in the mode it was in.
+
+        Some are in eval mode while training: batch norm that a recipe has frozen.
+        """
+        model = unwrapped(self.model)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with undisturbed():
+                yield model
+        finally:
+            model.train()  # a module may do more then than note it
+            for module, mode in modes:
+                if module.training != mode:
+                    module.train(mode)
 
     @property
     def position(self) -> Position:

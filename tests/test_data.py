@@ -1,8 +1,11 @@
 """Loaders, and where random numbers come from."""
 
 import os
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -11,17 +14,39 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from launcher.arrays import ArrayDataset, load_digits
-from launcher.data import Loader, SizedData, sized, worker_count
+from launcher.data import Loader, sized, worker_count
 from launcher.device import CPU
 from launcher.errors import DataError, RecipeError
+from launcher.fetching import SizedData
 from launcher.processes import cores
 from launcher.randomness import SampleRandom, mix
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
 
 
+class Stream(torch.utils.data.IterableDataset[int]):
+    """Has no indices."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+class StreamOfKnownLength(Stream):
+    def __len__(self) -> int:
+        return 3
+
+
 @pytest.mark.parametrize(
-    ("made", "words"), [(None, "NoneType"), (iter([1]), "not a map-style"), ([], "empty")]
+    ("made", "words"),
+    [
+        (None, "NoneType"),
+        (iter([1]), "not a map-style"),
+        ([], "empty"),
+        (Stream(), "returned Stream, which is not a map-style dataset"),
+        (StreamOfKnownLength(), "returned StreamOfKnownLength, which is not a map-style dataset"),
+        (torch.utils.data.Dataset(), "not a map-style"),
+        (type("Lengthless", (), {"__getitem__": lambda *_: 1})(), "not a map-style"),
+    ],
 )
 def test_what_is_no_dataset_is_refused(made: object, words: str) -> None:
     with pytest.raises(DataError, match=words):
@@ -211,8 +236,10 @@ def test_data_on_device_that_cannot_be_is_refused(
         {"transform": v2.Compose([v2.ToDtype(torch.float32), v2.RandomHorizontalFlip()])},
         {"transform": v2.RandomCrop(6)},
         {"augment": lambda images, _: images + torch.rand(())},
+        {"augment": lambda images, _: images + np.random.rand()},
+        {"transform": lambda images: images + random.random()},
     ],
-    ids=["flip", "crop", "augment"],
+    ids=["flip", "crop", "augment", "numpy", "python"],
 )
 def test_one_draw_for_a_whole_batch_is_refused(options: dict[str, Any]) -> None:
     data = ArrayDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), **options)

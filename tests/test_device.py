@@ -13,8 +13,9 @@ from test_data import batches, digits, same
 from launcher import data as data_module
 from launcher import device
 from launcher.arrays import ArrayDataset
-from launcher.data import Loader, Shard
+from launcher.data import Loader
 from launcher.device import CPU, moved, on_host, one_ahead, prefetched, reserve, set_arithmetic
+from launcher.fetching import Shard
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
 

@@ -139,8 +139,10 @@ def test_an_error_in_a_data_worker_ends_the_run_at_once(tmp_path: Path) -> None:
         seen = family(run)
         _, stderr = run.communicate(timeout=40)
     assert run.returncode == 1
+    assert "failed first: sample 50 of `train_data` could not be loaded (epoch 0, rank " in stderr
     assert "KeyError: 50" in stderr
-    assert "failed first: KeyError: Caught KeyError in DataLoader worker process" in stderr
+    assert 'mine.py", line ' in stderr  # where it was raised, and nothing of ours
+    assert "/launcher/" not in stderr
     assert not survivors(seen)
 
 
