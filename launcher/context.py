@@ -20,7 +20,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.errors import BadInput, PeerFailed, TrainingFailed
+from launcher.errors import NOT_READY, BadInput, PeerFailed, TrainingFailed
 from launcher.gpus import gpus, shared
 from launcher.mark import Marker
 from launcher.model_state import expanded, fill
@@ -157,7 +157,7 @@ class Context:
         if error:
             raise error
         if failed:
-            raise PeerFailed("another rank could not get ready, or end")
+            raise PeerFailed(NOT_READY)
         return made
 
     def wrap(self, model: nn.Module) -> nn.Module:

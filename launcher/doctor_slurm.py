@@ -6,6 +6,7 @@ Nodes report on standard output, a line of JSON at a time: what is wrong may be 
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from launcher.checks import Check, node_checks, wandb
 from launcher.doctor import process_checks, there
 from launcher.errors import BadInput
 from launcher.launch import Nodes
+from launcher.processes import orderly
 from launcher.run_dir import read_json, write_json
 from launcher.slurm_options import for_site, gpus_of, nodes_of, of_environment, settled, words_of
 from launcher.slurm_profile import Profile
@@ -155,4 +157,5 @@ def _tell(node: str, checks: Sequence[Check]) -> None:
 
 if __name__ == "__main__":
     told = json.loads(sys.argv[1])
-    on_node(Path(told["folder"]), told["nproc"], cpu=told["cpu"], env=os.environ)
+    with orderly(SystemExit(128 + signal.SIGTERM)):
+        on_node(Path(told["folder"]), told["nproc"], cpu=told["cpu"], env=os.environ)

@@ -17,6 +17,8 @@ LauncherError            1
 from collections.abc import Iterable
 from typing import ClassVar
 
+NOT_READY = "another rank could not get ready, or end"  # what those say that could
+
 
 class LauncherError(Exception):
     """An error with a message for the user and a hint that says what to do."""

@@ -153,6 +153,8 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
     last = Attempt(here.job, here.restart, here.nodes, 0, kind, code, reach(run), None, new_bad)
     told_end = answer(error, [*before[:-1], last], Budgets.of(asked), state)
     folder.end(kind, told_end.code, last.step, new_bad)
+    if kind in ("timeout", "interrupted") and not isinstance(error, Stopped):
+        error = Stopped(f"SLURM ended the job: {error.message}")
     _write_end(run, before, error, told_end.given_up)
     if not (bad := folder.bad_nodes()):
         return told_end
@@ -166,7 +168,7 @@ def _cause(
     by_node, ranks = _node_error(run), range(told["world_size"])
     if stopped and by_node is None and not any(run.record(rank).exists() for rank in ranks):
         return Stopped("stopped on request, before training began")
-    faulty = [one for one in came if one.fault]
+    faulty = [one for one in came if one.fault and not one.lived]
     blamed = to_blame(came, {})
     if first := next(iter([*(one for one in faulty if one.node in blamed), *faulty]), None):
         return NodeFailed(first.fault, hint=first.hint)

@@ -12,12 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from launcher.errors import NOT_READY
+from launcher.record import Record
 from launcher.run_dir import RunDir, read_json
 
 # The node's script runs; Python does; its disk, clock and name are sound; torch can be imported;
-# all processes can use their devices. After all of them come processes that train.
+# all processes can use their devices. After all of them come processes that live, and such as had
+# data and model when another node's had not.
 Stage = Literal["came", "began", "sound", "loaded", "able"]
 _STAGES: tuple[str, ...] = get_args(Stage)
+_LIVED, _READY = len(_STAGES) + 1, len(_STAGES) + 2
 _PATIENCE_S = 20.0  # for other nodes to come further, or to fail alike
 _NEIGHBOURS = 8  # nodes that are looked at then: each looks, and there may be a thousand
 
@@ -27,9 +31,14 @@ class Came:
     """How far one node came, and what it found to be wrong with itself."""
 
     node: str  # its name
-    stage: int  # stages it came to; one more where its processes lived
+    stage: int  # how many stages it came to
     fault: str = ""  # of its own, in words; "" where it told none
     hint: str | None = None
+
+    @property
+    def lived(self) -> bool:
+        """Whether it had processes: these have said themselves what went wrong."""
+        return self.stage >= _LIVED
 
 
 def note(run: RunDir, node_rank: int, stage: Stage, node: str) -> None:
@@ -47,15 +56,23 @@ def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
     told = [line.partition(" ") for line in lines]
     found = {word: rest for word, _, rest in told}
     stage = max((at for at, name in enumerate(_STAGES, 1) if name in found), default=0)
-    ranks = range(node_rank * nproc, (node_rank + 1) * nproc)
-    if any(run.record(rank).exists() for rank in ranks):
-        stage = len(_STAGES) + 1
+    name = next(iter(found.values()), node).strip() or node
+    if records := Record.read_all(run, range(node_rank * nproc, (node_rank + 1) * nproc)):
+        return _lived(name, records)
     error = read_json(run.node_error(node_rank)) or {}
     fault = error.get("error", "") if error.get("own_fault") else ""
-    name = next(iter(found.values()), node).strip() or node
     if "failed" in found:
         fault = f"node {name}: {found['failed']}"
     return Came(name, stage, fault, error.get("hint"))
+
+
+def _lived(name: str, records: Sequence[Record]) -> Came:
+    """Return how far a node came whose processes lived: all nodes make data and model at once."""
+    own = [one for one in records if one.state == "failed" and one.first_cause]
+    if not own and any(one.error == NOT_READY for one in records):
+        return Came(name, _READY)
+    fault = f"node {name}: rank {own[0].rank}: {own[0].error}".partition("\n")[0] if own else ""
+    return Came(name, _LIVED, fault)
 
 
 def look_at_all(run: RunDir, nproc: int, names: Sequence[str]) -> list[Came]:
@@ -66,7 +83,7 @@ def look_at_all(run: RunDir, nproc: int, names: Sequence[str]) -> list[Came]:
     all_of = [look(run, rank, nproc, name) for rank, name in enumerate(names)]
     absent = sum(one.stage == 0 for one in all_of)
     # A script of the user's own leaves none; and processes start when all nodes have come.
-    if 2 * absent > len(all_of) or any(one.stage > len(_STAGES) for one in all_of):
+    if 2 * absent > len(all_of) or any(one.lived for one in all_of):
         return all_of
     words = f"it left no mark in {run.logs}"
     hint = "is the file system of the run directory mounted there?"
@@ -80,13 +97,14 @@ def to_blame(all_of: Sequence[Came], before: Mapping[str, str]) -> dict[str, str
     """Return the nodes whose own fault it was, with the fault: others came further.
 
     Of a job with one node nobody else tells, but the starts right before it, on other nodes:
-    `before` are the faults found there.
+    `before` are the faults found there. What its processes say is then the recipe's.
     """
-    faulty = [one for one in all_of if one.fault]
+    faulty = [one for one in all_of if one.fault and one.node]
     if len(all_of) == 1:
-        return {one.node: one.fault for one in faulty if one.node and not alike(one, before)}
+        own = [one for one in faulty if not one.lived]
+        return {one.node: one.fault for one in own if not alike(one, before)}
     farthest = max((one.stage for one in all_of), default=0)
-    return {one.node: one.fault for one in faulty if one.node and one.stage < farthest}
+    return {one.node: one.fault for one in faulty if one.stage < farthest}
 
 
 def alike(one: Came, before: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from launcher import node_marks
+from launcher.errors import NOT_READY, PeerFailed
 from launcher.node_marks import Came, give_others_time, look_at_all, note, to_blame
+from launcher.record import Record
 from launcher.run_dir import RunDir, write_json
 
 
@@ -64,8 +66,37 @@ def test_a_node_that_never_came_is_not_blamed_where_that_proves_nothing(run: Run
     note(run, 0, "began", "n1")
     assert not any(one.fault for one in look_at_all(run, 1, ["n1", "n2", "n3"]))
     assert look_at_all(run, 1, ["n1", "n2"])[1].fault
-    run.record(0).touch()  # processes start when all nodes have come
+    recorded(run, 0, None)  # processes start when all nodes have come
     assert not any(one.fault for one in look_at_all(run, 1, ["n1", "n2"]))
+
+
+def recorded(run: RunDir, rank: int, error: Exception | None) -> None:
+    note(run, rank, "began", f"n{rank + 1}")
+    record = Record(rank, f"n{rank + 1}", 1, "running", 1.0)
+    if error:
+        record.end("failed", error)
+    record.write(run)
+
+
+LOST, PEER = FileNotFoundError("no /data"), PeerFailed(NOT_READY)
+LIVED = [
+    ([PEER, LOST], ["n2"]),  # the data are not mounted on one node
+    ([LOST, LOST], []),  # nor on the other
+    ([None, LOST], []),  # which was ended before it looked
+    ([PeerFailed("rank 1 has gone in the middle of a step"), LOST], []),  # while they trained
+    ([LOST], []),  # perhaps it is the recipe's
+]
+
+
+@pytest.mark.parametrize(("errors", "blamed"), LIVED)
+def test_a_node_that_lacks_the_data_of_the_others_is_to_blame(
+    errors: list[Exception | None], blamed: list[str], run: RunDir
+) -> None:
+    for rank, error in enumerate(errors):
+        recorded(run, rank, error)
+    found = look_at_all(run, 1, [f"n{rank + 1}" for rank in range(len(errors))])
+    assert sorted(to_blame(found, {})) == blamed
+    assert all(one.lived for one in found)
 
 
 def test_what_is_the_networks_fault_is_no_nodes(run: RunDir) -> None:
