@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from launcher import mark
 from launcher.errors import NOT_READY
 from launcher.record import Record
 from launcher.run_dir import RunDir, read_json
@@ -58,7 +59,10 @@ def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
     stage = max((at for at, name in enumerate(_STAGES, 1) if name in found), default=0)
     name = next(iter(found.values()), node).strip() or node
     if records := Record.read_all(run, range(node_rank * nproc, (node_rank + 1) * nproc)):
-        return _lived(name, records)
+        trained = any(
+            (mark.read(run.mark(one.rank)) or mark.Mark(0, 0, 0)).steps for one in records
+        )
+        return Came(name, _LIVED) if trained else _lived(name, records)
     error = read_json(run.node_error(node_rank)) or {}
     fault = error.get("error", "") if error.get("own_fault") else ""
     if "failed" in found:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher import node_marks
+from launcher import mark, node_marks
 from launcher.errors import NOT_READY, PeerFailed
 from launcher.node_marks import Came, give_others_time, look_at_all, note, to_blame
 from launcher.record import Record
@@ -97,6 +97,9 @@ def test_a_node_that_lacks_the_data_of_the_others_is_to_blame(
     found = look_at_all(run, 1, [f"n{rank + 1}" for rank in range(len(errors))])
     assert sorted(to_blame(found, {})) == blamed
     assert all(one.lived for one in found)
+    for rank in range(len(errors)):
+        mark.Marker(run.mark(rank)).step(7)  # at its end a run's ranks wait for each other, too
+    assert to_blame(look_at_all(run, 1, [one.node for one in found]), {}) == {}
 
 
 def test_what_is_the_networks_fault_is_no_nodes(run: RunDir) -> None:
