@@ -48,9 +48,10 @@ def check_accepted(script: str) -> str:
     """Return when SLURM expects to start a job; raises BadInput with its reason to refuse it."""
     done = _client("sbatch", "--test-only", stdin=script)
     if done.returncode:
-        raise BadInput(
-            f"sbatch refuses the job: {_said(done)}", hint="nothing was submitted or written"
-        )
+        why, hint = _said(done), "nothing was submitted or written"
+        if "Invalid job array" in why:
+            hint += "; a grid may have fewer runs than `scontrol show config` says as MaxArraySize"
+        raise BadInput(f"sbatch refuses the job: {why}", hint=hint)
     return _said(done).removeprefix("sbatch: ")
 
 

@@ -19,7 +19,7 @@ from launcher.slurm_job import Attempt, SlurmFolder
 # SLURM's words for a job that has ended.
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
-    *("REVOKED", "TIMEOUT"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 _IDS_AT_ONCE = 500
 _NEVER_BEGUN = "the job's script ended without having begun the run: see its batch log"

@@ -56,6 +56,7 @@ NodeName=n[1-{nodes}] NodeAddr={network}.[3-{last}] CPUs={cpus} RealMemory=16384
 PartitionName=low Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=high Nodes=ALL MaxTime=60 PriorityTier=10 PreemptMode=OFF
 PartitionName=grace Nodes=ALL MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=cheap Nodes=ALL MaxTime=60 PriorityTier=1 PreemptMode=CANCEL
 """
 
 

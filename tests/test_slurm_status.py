@@ -113,6 +113,8 @@ WORDS: list[tuple[str | None, str, list[Attempt], str]] = [
     (None, "new", [replace(attempt("interrupted")[0], code=76)], "failed"),
     ("TIMEOUT", "killed", attempt(None), "timeout"),
     ("NODE_FAIL", "killed", attempt(None), "node_fail"),
+    ("PREEMPTED", "killed", attempt(None), "preempted"),
+    ("PREEMPTED", "stopped", attempt("interrupted"), "stopped"),
     ("COMPLETED", "killed", attempt(None), "killed"),
     (None, "killed", attempt(None), "killed"),
     (None, "stopped", attempt("timeout"), "stopped"),

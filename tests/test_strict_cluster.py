@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import Cluster, slurm_cluster
 from strict_cluster import MAX_ARRAY, StrictCluster
-from training import wait_for
+from training import launcher, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -57,9 +57,16 @@ def test_the_accounting_tells_how_a_job_ended(strict_cluster: Cluster) -> None:
     wait_for(lambda: strict_cluster.run(*words) == "FAILED|3:0\n", every_s=0.3)
 
 
-def test_an_array_of_more_tasks_than_the_site_allows_is_refused(strict_cluster: Cluster) -> None:
-    with pytest.raises(RuntimeError, match="Invalid job array specification"):
-        started(strict_cluster, "#!/bin/bash\n", f"--array=0-{MAX_ARRAY}")
+def test_a_grid_of_more_runs_than_the_site_allows_is_refused_before_anything_is_written(
+    strict_cluster: Cluster, tmp_path: Path
+) -> None:
+    seeds = ",".join(map(str, range(MAX_ARRAY + 1)))
+    words = ("submit", "digits", f"--grid=seed={seeds}")
+    done = launcher(*words, cwd=tmp_path, env=strict_cluster.env)
+    assert done.returncode == 2
+    assert "Invalid job array specification" in done.stderr
+    assert "`scontrol show config` says as MaxArraySize" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_job_above_the_limit_of_its_qos_waits_for_ever(strict_cluster: Cluster) -> None:
