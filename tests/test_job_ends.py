@@ -21,10 +21,11 @@ from training import RECIPES, Run, launcher, wait_for
 
 from launcher import slurm_status
 from launcher.checkpoint_files import all_of
+from launcher.lifecycle import reach
 from launcher.run_dir import RunDir
 from launcher.slurm_job import SlurmFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
 # On two nodes for itself, where others would be disturbed as well.
 Told = Callable[[Cluster, Path], Submitted]
 
@@ -40,7 +41,9 @@ def undisturbed(cluster: Cluster, folder: Path) -> Submitted:
 
 def time_limit(cluster: Cluster, folder: Path) -> Submitted:
     # SLURM warns early: after 80 to 110 s of these two minutes.
-    return ended(two(cluster, folder, "--time=2", "--sbatch=signal=B:USR1@10", step_s=1.5))
+    job = two(cluster, folder, "--time=2", "--sbatch=signal=B:USR1@10", step_s=1.5)
+    job.wait(timeout_s=900)  # a busy machine needs many starts
+    return job
 
 
 def warned(cluster: Cluster, folder: Path) -> Submitted:
@@ -266,9 +269,10 @@ def test_a_failed_run_is_failed_for_slurm_too_and_says_who_and_why(told: Of) -> 
 def test_a_cancelled_job_ends_for_good_with_a_checkpoint(told: Of) -> None:
     job = told(cancelled)
     assert job.cluster.state(job.job) == "CANCELLED"
-    wait_for(lambda: verdicts(job) == ["interrupted"])
-    saved = [checkpoint.step for checkpoint in all_of(RunDir(job.path).checkpoints)]
-    assert saved[-1] == job.attempts[0].step
+    # Where SLURM's patience ends, its script dies with it: whoever starts it again notes the end.
+    assert verdicts(job) in ([None], ["interrupted"])
+    run = RunDir(job.path)
+    assert all_of(run.checkpoints)[-1].step == reach(run)
 
 
 def test_where_requeueing_is_forbidden_a_chain_goes_on(told: Of) -> None:
