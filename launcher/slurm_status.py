@@ -96,15 +96,35 @@ def _squeue(ids: Sequence[str]) -> dict[str, JobNow]:
 
 
 def _sacct(ids: Sequence[str]) -> dict[str, JobNow]:
-    """Return what the accounting remembers, {} where a site has none."""
+    """Return the ended jobs that the accounting remembers, {} where a site has none.
+
+    Jobs that it believes to run, and squeue does not know, were lost by SLURM: they are left out.
+    """
     words = ["--allocations", "--noheader", "--parsable2", "--format=JobID,State,NodeList,Start"]
     try:
         done = ask("sacct", *words, f"--jobs={','.join(ids)}")
     except NoAnswer:
         return {}
     rows = [line.split("|") for line in done.stdout.splitlines()] if not done.returncode else []
-    # "CANCELLED by 1000" is the one state of more than a word.
-    return {row[0]: JobNow(row[1].split()[0], row[2], "", row[3]) for row in rows if len(row) == 4}
+    found: dict[str, JobNow] = {}
+    for name, state, nodes, start in (row for row in rows if len(row) == 4):
+        job = JobNow(state.split()[0], "" if nodes == "None assigned" else nodes, "", start)
+        if not job.is_live:  # "CANCELLED by 1000" is the one state of more than a word
+            found |= dict.fromkeys(_tasks(name), job)
+    return found
+
+
+def _tasks(name: str) -> Iterator[str]:
+    """Give the tasks that never started as jobs, which sacct has in one name: 12_[0,3-5%2]."""
+    job, is_array, listed = name.partition("_[")
+    if not is_array:
+        yield name
+        return
+    for part in listed.rstrip("]").partition("%")[0].split(","):
+        first, _, rest = part.partition("-")
+        last, _, step = rest.partition(":")
+        for task in range(int(first), int(last or first) + 1, int(step or 1)):
+            yield f"{job}_{task}"
 
 
 def ask(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -129,7 +149,8 @@ def ask(*words: str) -> "subprocess.CompletedProcess[str]":
 def _environment() -> dict[str, str]:
     """Return the environment without what would change a client's output."""
     env = environment(os.environ)
-    return {k: v for k, v in env.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    env = {k: v for k, v in env.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    return env | {"SLURM_BITSTR_LEN": "0"}  # sacct cuts the tasks of an array short otherwise
 
 
 def submitted_runs(folder: Path) -> Iterator[Path]:

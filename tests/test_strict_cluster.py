@@ -2,12 +2,15 @@
 
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, slurm_cluster
 from strict_cluster import MAX_ARRAY, StrictCluster
 from training import launcher, wait_for
+
+from launcher import slurm_status
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -51,10 +54,31 @@ def test_only_the_top_process_of_a_step_hears_a_signal_and_nothing_outlives_its_
     wait_for(lambda: not node_tmp.exists())  # the epilog's work
 
 
-def test_the_accounting_tells_how_a_job_ended(strict_cluster: Cluster) -> None:
-    job, _ = started(strict_cluster, "#!/bin/bash\nexit 3\n")
-    words = ("sacct", "-X", "-n", "-P", "--format=State,ExitCode", f"--jobs={job}")
-    wait_for(lambda: strict_cluster.run(*words) == "FAILED|3:0\n", every_s=0.3)
+def test_the_accounting_tells_of_ended_jobs_what_squeue_told(strict_cluster: Cluster) -> None:
+    done, _ = started(strict_cluster, "#!/bin/bash\nexit 3\n")
+    tasks, _ = started(strict_cluster, "#!/bin/bash\nexit $SLURM_ARRAY_TASK_ID\n", "--array=0-1")
+    waited, _ = started(strict_cluster, "#!/bin/bash\n", "--hold", "--array=0,2-4%2")
+    alone, _ = started(strict_cluster, "#!/bin/bash\n", "--hold")
+    strict_cluster.run("scancel", str(waited), str(alone))
+    ids = [str(job) for job in (done, tasks, waited, alone)]
+    ends = {str(done): "FAILED", f"{tasks}_0": "COMPLETED", f"{tasks}_1": "FAILED"}
+    ends |= {f"{waited}_{task}": "CANCELLED" for task in (0, 2, 3, 4)}
+    ends |= {str(alone): "CANCELLED"}
+    for tell in (slurm_status._squeue, slurm_status._sacct):
+        wait_for(lambda: states(tell(ids)) == ends, every_s=0.3)  # noqa: B023  # called at once
+    assert {job.nodes for job in slurm_status._sacct(ids[2:]).values()} == {""}
+
+
+def test_what_the_accounting_alone_believes_to_run_was_lost(strict_cluster: Cluster) -> None:
+    job, _ = started(strict_cluster, "#!/bin/bash\nsleep 600\n")
+    words = ("sacct", "-X", "-n", "-P", "--format=State", f"--jobs={job}")
+    wait_for(lambda: strict_cluster.run(*words) == "RUNNING\n", every_s=0.3)
+    assert slurm_status._sacct([str(job)]) == {}
+    strict_cluster.run("scancel", str(job))
+
+
+def states(jobs: Mapping[str, slurm_status.JobNow]) -> dict[str, str]:
+    return {name: job.state for name, job in jobs.items()}
 
 
 def test_a_grid_of_more_runs_than_the_site_allows_is_refused_before_anything_is_written(
