@@ -15,8 +15,17 @@ import psutil
 import pytest
 import strict_cluster as strict
 from slurm_cluster import Cluster, missing, slurm_cluster
-from submitted import CURVE, ENDS, WORDS, Submitted, check_same, in_mid_epoch, submit, verdicts
-from submitted import two_nodes as two
+from submitted import (
+    CURVE,
+    ENDS,
+    WORDS,
+    Submitted,
+    check_same,
+    in_mid_epoch,
+    submit,
+    two_nodes,
+    verdicts,
+)
 from training import RECIPES, Run, launcher, wait_for
 
 from launcher import slurm_status
@@ -26,12 +35,20 @@ from launcher.run_dir import RunDir
 from launcher.slurm_job import SlurmFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
-# On two nodes for itself, where others would be disturbed as well.
 Told = Callable[[Cluster, Path], Submitted]
+Of = Callable[[Told], Submitted]
+
+
+def two(
+    cluster: Cluster, folder: Path, *words: object, nodes: str = "n1,n2", step_s: float = 0.15
+) -> Submitted:
+    """On nodes of its own where others would be disturbed as well."""
+    return two_nodes(cluster, folder, f"--sbatch=nodelist={nodes}", *words, step_s=step_s)
 
 
 def completed(cluster: Cluster, folder: Path) -> Submitted:
-    return ended(submit(cluster, folder, "digits", "epochs=3", "--nodes=2", "--nproc=2"))
+    words = ("--nodes=2", "--nproc=2", "--sbatch=nodelist=n1,n2")
+    return ended(submit(cluster, folder, "digits", "epochs=3", *words))
 
 
 def undisturbed(cluster: Cluster, folder: Path) -> Submitted:
@@ -53,21 +70,20 @@ def warned(cluster: Cluster, folder: Path) -> Submitted:
 
 
 def preempted(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n3,n4"))
+    job = in_mid_epoch(two(cluster, folder, nodes="n3,n4"))
     preempt(cluster, folder, "n3,n4")
     return ended(job)
 
 
 def given_time(cluster: Cluster, folder: Path) -> Submitted:
-    options = ("--partition=grace", "--sbatch=nodelist=n5,n6")
-    job = in_mid_epoch(two(cluster, folder, *options))
+    job = in_mid_epoch(two(cluster, folder, "--partition=grace", nodes="n5,n6"))
     preempt(cluster, folder, "n5,n6")
     return ended(job)
 
 
 def taken(cluster: Cluster, folder: Path) -> Submitted:
     """Preempted where SLURM does not requeue such jobs; the same scripts are submitted again."""
-    job = in_mid_epoch(two(cluster, folder, "--partition=cheap", "--sbatch=nodelist=n10,n11"))
+    job = in_mid_epoch(two(cluster, folder, "--partition=cheap", nodes="n10,n11"))
     preempt(cluster, folder, "n10,n11")
     job.wait("PREEMPTED", timeout_s=90)
     done = launcher("resubmit", job.path, cwd=folder, env=cluster.env)
@@ -77,7 +93,7 @@ def taken(cluster: Cluster, folder: Path) -> Submitted:
 
 
 def lost(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n7,n8"))
+    job = in_mid_epoch(two(cluster, folder, nodes="n7,n8"))
     cluster.kill_node("n8")
     job.wait("PENDING", timeout_s=90)
     cluster.start_node("n8")
@@ -85,7 +101,7 @@ def lost(cluster: Cluster, folder: Path) -> Submitted:
 
 
 def silent(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n7,n9"))
+    job = in_mid_epoch(two(cluster, folder, nodes="n7,n9"))
     cluster.cut("n9")
     job.wait("PENDING", timeout_s=90)
     cluster.heal("n9")
@@ -93,7 +109,7 @@ def silent(cluster: Cluster, folder: Path) -> Submitted:
 
 
 def worker_killed(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder, "--sbatch=nodelist=n1,n2"))
+    job = in_mid_epoch(two(cluster, folder))
     # The worker was forked from the agent, and has its command line.
     agents = {p.pid for p in cluster.processes("n2") if f"start agent {job.path}/" in p.command}
     [worker] = [pid for pid in agents if psutil.Process(pid).ppid() in agents]
@@ -124,7 +140,8 @@ def chain(cluster: Cluster, folder: Path) -> Submitted:
 
 def grid(cluster: Cluster, folder: Path) -> Submitted:
     """The second of its two tasks is warned."""
-    words = [CURVE, *WORDS, "step_s=0.15", "--grid=seed=0,1", "--max-parallel=2"]
+    options = ["--grid=seed=0,1", "--max-parallel=2", "--sbatch=nodelist=n1"]
+    words = [CURVE, *WORDS, "step_s=0.15", *options]
     array = submit(cluster, folder, *words)
     first, second = tasks_of(array)
     wait_for(lambda: second.step >= 28, timeout_s=240, every_s=0.3)
@@ -173,9 +190,6 @@ def told(
         }
         yield lambda kind: jobs[kind].result()
         pool.shutdown(cancel_futures=True)
-
-
-Of = Callable[[Told], Submitted]
 
 
 def ended(job: Submitted) -> Submitted:
