@@ -12,16 +12,13 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    check_cuda_p2p_ib_support,
-)
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from launcher.device import claim_gpu, usable_gpus
 from launcher.errors import NOT_READY, BadInput, PeerFailed, TrainingFailed
-from launcher.gpus import gpus, shared
+from launcher.gpus import shared
 from launcher.mark import Marker
 from launcher.model_state import expanded, fill
 
@@ -222,39 +219,6 @@ def _share(buffer: Tensor) -> None:
     dist.broadcast(whole.reshape(-1).view(torch.uint8), src=0)  # bytes: not all types are sent
     if whole is not buffer:
         fill(buffer, whole)
-
-
-def usable_gpus() -> int:
-    """Return how many GPUs torch can use here; raises BadInput where there are some it cannot."""
-    if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    if there := gpus():
-        raise BadInput(
-            f"there are {there} GPUs here, but torch {torch.__version__} cannot use them",
-            hint="install the torch that fits this machine's driver; to train on the CPU give "
-            "--cpu, or set CUDA_VISIBLE_DEVICES to nothing",
-        )
-    return 0
-
-
-def claim_gpu() -> None:
-    """Make one GPU this process's own, before anything else touches CUDA.
-
-    Raises BadInput, on all processes of a machine alike, where it has fewer GPUs than processes.
-    """
-    count, local_rank = usable_gpus(), int(os.environ.get("LOCAL_RANK", "0"))
-    local_world = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
-    if not count:
-        return
-    if local_world > count and not shared():
-        raise BadInput(
-            f"{local_world} processes on a machine that has {count} GPUs",
-            hint="start one process a GPU, or give --cpu",
-        )
-    torch.cuda.set_device(local_rank % count)
-    if not check_cuda_p2p_ib_support():  # Accelerate refuses such GPUs unless NCCL is told
-        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
-        os.environ.setdefault("NCCL_IB_DISABLE", "1")
 
 
 def _settle_buckets(model: DistributedDataParallel) -> None:

@@ -1,4 +1,4 @@
-"""How a GPU computes, and what goes there and back: copies that nobody waits for."""
+"""Which GPU is a process's own, how it computes, and copies to and from it nobody waits for."""
 
 import os
 import threading
@@ -12,10 +12,48 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from launcher.errors import BadInput
+from launcher.gpus import gpus, shared
+
 T = TypeVar("T")
 CPU = torch.device("cpu")
 
 _PAUSES = 4  # times as long as pinning takes: what training loses by it meanwhile is a fifth
+
+
+def usable_gpus() -> int:
+    """Return how many GPUs torch can use here; raises BadInput where there are some it cannot."""
+    if torch.cuda.is_available():
+        return torch.cuda.device_count()
+    if there := gpus():
+        raise BadInput(
+            f"there are {there} GPUs here, but torch {torch.__version__} cannot use them",
+            hint="install the torch that fits this machine's driver; to train on the CPU give "
+            "--cpu, or set CUDA_VISIBLE_DEVICES to nothing",
+        )
+    return 0
+
+
+def claim_gpu() -> None:
+    """Make one GPU this process's own, before anything else touches CUDA.
+
+    Raises BadInput, on all processes of a machine alike, where it has fewer GPUs than processes.
+    """
+    count, local_rank = usable_gpus(), int(os.environ.get("LOCAL_RANK", "0"))
+    local_world = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local_rank + 1)
+    if not count:
+        return
+    if local_world > count and not shared():
+        raise BadInput(
+            f"{local_world} processes on a machine that has {count} GPUs",
+            hint="start one process a GPU, or give --cpu",
+        )
+    torch.cuda.set_device(local_rank % count)
+    from accelerate.utils import check_cuda_p2p_ib_support  # noqa: PLC0415  # a slow import
+
+    if not check_cuda_p2p_ib_support():  # Accelerate refuses such GPUs unless NCCL is told
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+        os.environ.setdefault("NCCL_IB_DISABLE", "1")
 
 
 def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:

@@ -20,8 +20,8 @@ from launcher.checkpoint import (
     restore,
 )
 from launcher.checkpoint_files import Checkpoint
-from launcher.context import Context, claim_gpu, unwrapped
-from launcher.device import on_host
+from launcher.context import Context, unwrapped
+from launcher.device import claim_gpu, on_host
 from launcher.errors import NonFiniteLoss, RecipeError, Stopped
 from launcher.faults import StopRequest, not_finite
 from launcher.hyperparameters import configure

@@ -2,11 +2,12 @@
 
 import os
 
+import accelerate
 import pytest
 import torch
 
-from launcher import context
-from launcher.context import claim_gpu, usable_gpus
+from launcher import device
+from launcher.device import claim_gpu, usable_gpus
 from launcher.errors import BadInput
 from launcher.gpus import SHARED
 
@@ -19,7 +20,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
-    monkeypatch.setattr(context, "check_cuda_p2p_ib_support", lambda: True)
+    monkeypatch.setattr(accelerate.utils, "check_cuda_p2p_ib_support", lambda: True)
     return devices
 
 
@@ -56,13 +57,13 @@ def test_processes_share_gpus_only_where_the_tests_say_so(
 
 def test_without_a_gpu_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(context, "gpus", lambda: 0)
+    monkeypatch.setattr(device, "gpus", lambda: 0)
     claim_gpu()
 
 
 def test_gpus_that_torch_cannot_use_are_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(context, "gpus", lambda: 4)
+    monkeypatch.setattr(device, "gpus", lambda: 4)
     with pytest.raises(BadInput, match="there are 4 GPUs here, but torch") as e:
         usable_gpus()
     assert "--cpu" in str(e.value.hint)
@@ -71,7 +72,7 @@ def test_gpus_that_torch_cannot_use_are_not_passed_over(monkeypatch: pytest.Monk
 def test_gpus_that_cannot_talk_to_each_other_are_used_all_the_same(
     chosen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "check_cuda_p2p_ib_support", lambda: False)
+    monkeypatch.setattr(accelerate.utils, "check_cuda_p2p_ib_support", lambda: False)
     monkeypatch.setenv("NCCL_IB_DISABLE", "0")
     monkeypatch.delenv("NCCL_P2P_DISABLE", raising=False)
     claim_gpu()
