@@ -21,6 +21,7 @@ from launcher.errors import NOT_READY, BadInput, PeerFailed, TrainingFailed
 from launcher.gpus import shared
 from launcher.mark import Marker
 from launcher.model_state import expanded, fill
+from launcher.processes import allow_open_files
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Context:
             gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
         )
         group = InitProcessGroupKwargs(timeout=timedelta(seconds=patience_s))
+        allow_open_files()
         _choose_interface()
         _refuse_other_ways_to_train()
         if not on_cpu:

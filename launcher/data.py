@@ -1,24 +1,21 @@
 """Loaders that hand each rank its shard of every global batch, on its device."""
 
-import atexit
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from launcher.arrays import ArrayDataset
+from launcher.data_workers import loaded_by_workers
 from launcher.device import CPU, moved, prefetched
 from launcher.errors import DataError, RecipeError
 from launcher.fetching import Failed, Fetcher, Shard, SizedData, in_memory
-from launcher.processes import cores, die_with_parent
+from launcher.processes import cores
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
 
@@ -66,20 +63,9 @@ class Loader:
         fetcher = Fetcher(dataset, sampler, recipe, CPU if workers else device, test=test)
         self._source: Callable[[], Iterator[Shard | Failed]] = partial(map, fetcher.get, sampler)
         if workers:
-            leaving = multiprocessing.RawValue("b", 0)  # 1 when this process does
-            atexit.register(setattr, leaving, "value", 1)  # before multiprocessing ends its own
-            loader: DataLoader[Shard | Failed] = DataLoader(
-                fetcher,
-                batch_size=None,  # the sampler already speaks in batches
-                sampler=sampler,
-                collate_fn=_as_it_is,
-                num_workers=workers,
-                pin_memory=device.type == "cuda",
-                persistent_workers=True,
-                worker_init_fn=partial(_start_data_worker, leaving),
-                multiprocessing_context="fork",
+            self._source = loaded_by_workers(
+                fetcher, sampler, workers, recipe, pinned=device.type == "cuda"
             )
-            self._source = lambda: iter(loader)
         self._stream: torch.cuda.Stream | None = None  # one for good: each has memory of its own
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
@@ -121,33 +107,6 @@ def _on_device(dataset: SizedData, device: torch.device, workers: int) -> ArrayD
         raise RecipeError(
             f"the data do not fit into the memory of {device}", hint="leave out `data_on_device`"
         ) from error
-
-
-def _as_it_is(shard: Any) -> Any:
-    """Collate nothing: the fetcher has done it."""
-    return shard
-
-
-def _end_if_training_does(leaving: Any, _number: int, _frame: FrameType | None) -> None:
-    """Tell the training process, which ends its data workers, from others who signal everybody.
-
-    A scheduler does, and an agent that ends the ranks of a run of which another has failed: a rank
-    whose data workers go first would be told as the cause.
-    """
-    if leaving.value:
-        os._exit(0)
-
-
-def _start_data_worker(leaving: Any, _worker: int) -> None:
-    """Leave stop requests to the training process, which ends its data workers by SIGTERM."""
-    parent = multiprocessing.parent_process()
-    if parent and parent.pid:
-        die_with_parent(parent.pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, partial(_end_if_training_does, leaving))
-    torch.set_num_threads(1)
 
 
 def _made(shard: Shard | Failed) -> Shard:

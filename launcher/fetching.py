@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from launcher.arrays import ArrayDataset
+from launcher.data_workers import handed_over
 from launcher.errors import DataError, LauncherError, RecipeError, SampleFailed
 from launcher.losses import labels_left_out
 from launcher.randomness import Numbers, SampleRandom, leave_sample, seed_sample
@@ -70,6 +71,9 @@ class Fetcher(Dataset[Shard | Failed]):
         if self.arrays is not None:  # looked at once, so that no step has to
             found = labels_left_out(self.arrays.arrays)
             self.counts_left_out = self.counts_left_out and bool(found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return handed_over(self, self.recipe)
 
     def __getitem__(self, indices: ShardIndices) -> Shard | Failed:
         """Return a shard, or why there is none: for data workers."""

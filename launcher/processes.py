@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import resource
 import shlex
 import signal
 import sys
@@ -24,6 +25,7 @@ _WORLD = re.compile(
     r"|MASTER_(ADDR|PORT)|MPI_LOCALN?RANK\w*"
     r"|(PET|TORCHELASTIC|ACCELERATE|PMI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+"
 )
+_MANY_FILES = 65_536
 _PATIENCE_S, _POLL_S = 10.0, 0.01
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
@@ -129,6 +131,18 @@ def _quota(folder: Path, version: int) -> float:
     if int(quota) <= 0:
         raise ValueError("no quota")
     return int(quota) / int(period)
+
+
+def allow_open_files() -> None:
+    """Let this process, and those it starts, open many files, as far as the system allows.
+
+    Each connection to a rank is one, and so is each tensor that a data worker hands over.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY  # -1
+    wanted = _MANY_FILES if hard == unlimited else min(_MANY_FILES, hard)
+    if soft != unlimited and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def children(pid: int, *, recursive: bool) -> list[psutil.Process]:

@@ -71,6 +71,7 @@ class Recipe:
     micro_batch_size: int | None = None  # most samples in one forward pass of one process
     test_batch_size: int = 1000  # samples of one test batch, over all processes together
     num_workers: int | None = None  # data processes a training process; none: chosen from cores
+    worker_start: Literal["fork", "forkserver", "spawn"] = "fork"  # how they start: forks may hang
     data_on_device: bool | None = None  # keep arrays in a GPU's memory; none: if they are small
     mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
     channels_last: bool = False  # lay images out as convolutions like them best

@@ -44,6 +44,12 @@ def find(name_or_path: str) -> RecipeFile:
     return RecipeFile(path.stem, path.resolve(), source)
 
 
+def file_of(recipe_type: type[Recipe]) -> RecipeFile | None:
+    """Return the file that a recipe was loaded from, None for one that Python itself found."""
+    file: RecipeFile | None = getattr(sys.modules[recipe_type.__module__], "__recipe__", None)
+    return file
+
+
 def one_line(file: RecipeFile) -> str:
     """Return the first line of the docstring of the recipe, or of its file; '' without any."""
     tree = _parse(file)
@@ -184,6 +190,7 @@ def _module(file: RecipeFile, tree: ast.Module) -> ModuleType:
     """Return an empty module for a recipe, known to `sys.modules` so that types resolve."""
     module = ModuleType(f"recipe_{file.name}")
     module.__file__ = str(file.path)
+    vars(module)["__recipe__"] = file
     _, module.__package__ = package(file.path, tree)
     sys.modules[module.__name__] = module
     return module

@@ -156,7 +156,7 @@ def test_a_failing_rank_does_not_wait_for_a_busy_one(tmp_path: Path) -> None:
     done = launcher("run", recipe, "--nproc", "2", "--run-dir", "r", cwd=tmp_path, timeout_s=60)
     assert "rank 1 on" in done.stderr
     assert "KeyError: 7" in done.stderr
-    assert time.monotonic() - before < 25
+    assert time.monotonic() - before < 60  # a hundred seconds are what it would wait
 
 
 def test_what_may_be_downloaded_is_made_in_one_process_of_a_machine_first(tmp_path: Path) -> None:
