@@ -52,8 +52,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_numbers_are_the_same_however_data_workers_start(project: Path) -> None:
     for how in HOW:
-        words = [f"worker_start={how}", "num_workers=2", "epochs=1", "--run-dir", how]
-        done = launcher("run", "exp/mine.py", *words, "--nproc", "2", "--cpu", cwd=project)
+        words = [f"worker_start={how}", "num_workers=1", "epochs=1", "--run-dir", how]
+        done = launcher("run", "exp/mine.py", *words, "--nproc", "1", "--cpu", cwd=project)
         assert done.returncode == 0, done.stderr
     first, *others = [Run(project / how).weight_bytes for how in HOW]
     assert others == [first, first]
@@ -70,8 +70,8 @@ def test_a_recipe_that_is_a_program_may_spawn_data_workers(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["forkserver", "spawn"])
 def test_no_data_worker_outlives_a_killed_run(how: str, project: Path, tmp_path: Path) -> None:
-    words = [f"worker_start={how}", "num_workers=2", "epochs=100000", "--run-dir", tmp_path / "r"]
-    with started("run", "exp/mine.py", *words, "--nproc", "2", "--cpu", cwd=project) as run:
+    words = [f"worker_start={how}", "num_workers=1", "epochs=100000", "--run-dir", tmp_path / "r"]
+    with started("run", "exp/mine.py", *words, "--nproc", "1", "--cpu", cwd=project) as run:
         wait_for(lambda: len(Run(tmp_path / "r").rows) > 0, timeout_s=100)
         seen = family(run)
         run.kill()
