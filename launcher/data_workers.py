@@ -1,5 +1,6 @@
 """Data workers: processes beside a training process that load its samples, and how they start."""
 
+import atexit
 import multiprocessing.connection
 import os
 import pickle
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from threading import Thread
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -39,6 +41,8 @@ def loaded_by_workers(
             f"TMPDIR has {length} letters, and data workers need one of at most {_LONGEST_TMPDIR}",
             hint="set TMPDIR to a folder with a shorter path, or load without them: num_workers=0",
         )
+    leaving = multiprocessing.RawValue("b", 0)  # 1 when this process does
+    atexit.register(setattr, leaving, "value", 1)  # before multiprocessing ends its own
     loader: DataLoader[T] = DataLoader(
         fetcher,
         batch_size=None,  # the sampler already speaks in batches
@@ -47,7 +51,7 @@ def loaded_by_workers(
         num_workers=count,
         pin_memory=pinned,
         persistent_workers=True,
-        worker_init_fn=partial(_begin, recipe.worker_start),
+        worker_init_fn=partial(_begin, recipe.worker_start, leaving),
         multiprocessing_context=recipe.worker_start,
     )
 
@@ -84,7 +88,7 @@ def _as_it_is(shard: Any) -> Any:
     return shard
 
 
-def _begin(worker_start: str, _worker: int) -> None:
+def _begin(worker_start: str, leaving: Any, _worker: int) -> None:
     """Leave stop requests to the training process, which ends its data workers by SIGTERM."""
     parent = multiprocessing.parent_process()
     if parent and worker_start == "forkserver":  # whose child it is, and which waits for its end
@@ -93,8 +97,19 @@ def _begin(worker_start: str, _worker: int) -> None:
         die_with_parent(parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, partial(_end_if_training_does, leaving))
     torch.set_num_threads(1)
+
+
+def _end_if_training_does(leaving: Any, _number: int, _frame: FrameType | None) -> None:
+    """Tell the training process, which ends its data workers, from others who signal everybody.
+
+    A scheduler does, and an agent that ends the ranks of a run of which another has failed: a rank
+    whose data workers go first would be told as the cause.
+    """
+    if leaving.value:
+        os._exit(0)
 
 
 def _end_with(sentinel: int) -> None:
