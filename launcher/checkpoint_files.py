@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunDirError
-from launcher.run_dir import sync
+from launcher.files import set_mode, sync
 
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
 _HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
@@ -143,6 +143,7 @@ def write(
         write_files(beside)
         files = {}
         for path in sorted(beside.iterdir()):
+            set_mode(path, path.stat().st_mode | beside.stat().st_mode & 0o666)  # as umask says
             sync(path)
             files[path.name] = {"size": path.stat().st_size, "sha256": _checksum(path)}
         manifest: dict[str, Any] = {"files": files, "facts": {**facts, "time": time.time()}}

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from launcher.files import without
-from launcher.run_dir import sync
+from launcher.files import sync, without
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ import click
 
 from launcher import __version__
 from launcher.errors import LauncherError
+from launcher.say import say
 
 # Each command: the module that holds it, and its line in `launcher --help`.
 COMMANDS = {
@@ -83,10 +84,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except LauncherError as error:
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(error.message, err=True)
+            say(error.message, err=True)
             if error.hint:
                 click.secho("hint: ", fg="cyan", nl=False, err=True)
-                click.echo(error.hint, err=True)
+                say(error.hint, err=True)
             ctx.exit(error.exit_code)
 
 

@@ -18,7 +18,9 @@ from launcher.errors import BadInput
 from launcher.gpus import gpus
 from launcher.launch import Nodes
 from launcher.launch import check as check_nodes
+from launcher.masks import clean
 from launcher.processes import orderly
+from launcher.say import say
 from launcher.slurm_profile import load
 
 
@@ -64,7 +66,7 @@ def doctor(
     ok = all(check.ok for checks in found.values() for check in checks)
     if as_json:
         nodes_json = {node: [asdict(check) for check in checks] for node, checks in found.items()}
-        click.echo(json.dumps({"ok": ok, "nodes": nodes_json}))
+        say(json.dumps({"ok": ok, "nodes": nodes_json}))
     else:
         _show(found)
     raise SystemExit(0 if ok else 1)
@@ -73,11 +75,11 @@ def doctor(
 def _show(found: Mapping[str, Sequence[Check]]) -> None:
     """Print a line a check, by node; what to do below what failed."""
     for node, checks in found.items():
-        click.secho(node, bold=True)
+        click.secho(clean(node), bold=True)
         for check in checks:
             word, colour = ("ok", "green") if check.ok else ("FAILED", "red")
-            click.echo(
-                f"  {click.style(f'{word:<6}', fg=colour)}  {check.name:<13}  {check.detail}"
-            )
+            detail = clean(check.detail)
+            click.echo(f"  {click.style(f'{word:<6}', fg=colour)}  {check.name:<13}  {detail}")
             if not check.ok:
-                click.echo(f"  {'':<6}  {click.style('hint:', fg='cyan'):<13}  {check.remedy}")
+                hint = click.style("hint:", fg="cyan")
+                click.echo(f"  {'':<6}  {hint:<13}  {clean(check.remedy)}")

@@ -1,6 +1,7 @@
 """The commands for runs on a cluster: status, logs, cancel, resubmit."""
 
 import json
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,9 @@ import click
 from launcher import slurm_control
 from launcher.cli_slurm import sbatch_of, warn_if_stuck, with_sbatch_options
 from launcher.errors import BadInput
+from launcher.masks import clean_log
 from launcher.processes import shown
+from launcher.say import say
 from launcher.slurm_status import NoAnswer, Status, find, statuses
 from launcher.slurm_status import status as status_of
 
@@ -33,19 +36,19 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     try:
         rows = statuses(paths)
     except NoAnswer as error:
-        click.echo(f"{error.message}; this is what the run directories say", err=True)
+        say(f"{error.message}; this is what the run directories say", err=True)
         rows = [status_of(path, None) for path in paths]
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows]))
+        say(json.dumps([asdict(row) for row in rows]))
         return
     width = max((len(row.run_dir) for row in rows), default=0)
     for row in rows:
-        click.echo(_line(row, width))
+        say(_line(row, width))
     counts = Counter(row.state for row in rows)
     if len(rows) > 1:
-        click.echo(", ".join(f"{count} {state}" for state, count in counts.most_common()))
+        say(", ".join(f"{count} {state}" for state, count in counts.most_common()))
     if not rows:
-        click.echo("no submitted runs below ./runs")
+        say("no submitted runs below ./runs")
 
 
 def _line(row: Status, width: int) -> str:
@@ -59,9 +62,10 @@ def _line(row: Status, width: int) -> str:
         notes.append(row.error.partition("\n")[0])
     told = f"step {row.step}, {row.epochs} epochs"
     job = row.job or "-"
-    return f"{row.run_dir:<{width}}  {job:>8}  {row.state:<10}  {told:<22}  " + "  ".join(
+    line = f"{row.run_dir:<{width}}  {job:>8}  {row.state:<10}  {told:<22}  " + "  ".join(
         filter(None, notes)
     )
+    return line.replace("\n", "\\n")
 
 
 @click.command()
@@ -83,7 +87,10 @@ def logs(run_dir: Path, follow: bool, rank: int | None, as_json: bool) -> None:
         hint = "`launcher status RUN_DIR` says whether it has started"
         raise BadInput(f"there is no `{path}` yet", hint=hint)
     text = path.read_text(encoding="utf-8", errors="replace")
-    click.echo(json.dumps({"path": str(path), "text": text}) if as_json else text, nl=as_json)
+    if as_json:
+        say(json.dumps({"path": str(path), "text": text}))
+    else:
+        sys.stdout.write(clean_log(text))
 
 
 @click.command()
@@ -98,15 +105,15 @@ def cancel(which: tuple[str, ...], as_json: bool) -> None:
     paths = find(which)
     cancelled = slurm_control.cancel(paths)
     if as_json:
-        click.echo(json.dumps([one._asdict() for one in cancelled]))
+        say(json.dumps([one._asdict() for one in cancelled]))
         return
     for one in cancelled:
-        click.echo(
+        say(
             f"job {one.job}, {one.was}, was told to end; "
             f"go on: launcher resubmit {shown(Path(one.run_dir))}"
         )
     if not cancelled:
-        click.echo("nothing to cancel: no job of these runs waits or runs")
+        say("nothing to cancel: no job of these runs waits or runs")
 
 
 @click.command()
@@ -128,9 +135,9 @@ def resubmit(run_dir: Path, as_json: bool, **options: Any) -> None:
     }
     jobs = slurm_control.resubmit(run_dir, sbatch_of(options), budgets)
     if as_json:
-        click.echo(json.dumps({"run_dir": str(run_dir), "jobs": [asdict(job) for job in jobs]}))
+        say(json.dumps({"run_dir": str(run_dir), "jobs": [asdict(job) for job in jobs]}))
     else:
         for job in jobs:
-            click.echo(f"job {job.name} goes on with {run_dir}")
-        click.echo(f"follow it: launcher logs {shown(run_dir)} --follow")
+            say(f"job {job.name} goes on with {run_dir}")
+        say(f"follow it: launcher logs {shown(run_dir)} --follow")
     warn_if_stuck(jobs, run_dir)

@@ -9,6 +9,7 @@ from launcher.files import make_folders, remove_empty
 from launcher.hyperparameters import table
 from launcher.processes import shown
 from launcher.recipe_file import bundled, find, one_line, outline
+from launcher.say import say
 
 
 @click.group(invoke_without_command=True)
@@ -19,7 +20,7 @@ def recipes(ctx: click.Context) -> None:
         files = [find(path.stem) for path in bundled()]
         width = max(len(file.name) for file in files)
         for file in files:
-            click.echo(f"{file.name:<{width}}  {one_line(file)}")
+            say(f"{file.name:<{width}}  {one_line(file)}")
 
 
 @recipes.command("show")
@@ -28,7 +29,7 @@ def show(recipe: str) -> None:
     """Print every hyperparameter of RECIPE with type, default and meaning."""
     file = find(recipe)
     hyperparameters = table(outline(file))
-    click.echo(f"{file.name}: {one_line(file)}\n{file.path}\n\n{hyperparameters}")
+    say(f"{file.name}: {one_line(file)}\n{file.path}\n\n{hyperparameters}")
 
 
 @recipes.command("copy")
@@ -48,4 +49,4 @@ def copy(recipe: str, target: Path) -> None:
     except OSError as error:
         remove_empty(made)
         raise BadInput(f"`{target}` cannot be written: {error.strerror}") from error
-    click.echo(f"copied; train it with: launcher run {shown(target)}")
+    say(f"copied; train it with: launcher run {shown(target)}")

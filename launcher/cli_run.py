@@ -28,6 +28,7 @@ from launcher.resume import (
     where_it_began,
 )
 from launcher.run_dir import RunDir, read_config, read_json
+from launcher.say import say
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 _NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
@@ -200,11 +201,11 @@ def resume(
     check(nodes)
     _refuse_restarts(nodes, max_restarts)
     config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
-    if tracking:
-        config["tracking"]["mode"] = tracking
+    if mode := wandb_run.asked_for(tracking):
+        config["tracking"]["mode"] = mode
     epochs = config["hyperparameters"]["epochs"]
     if is_completed(folder, epochs):
-        click.echo(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")
+        say(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")
         return
     launch(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
 
@@ -229,11 +230,11 @@ def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: 
         result = read_json(job.run.result) or {}
     result |= {"step": chosen.step, "epoch": chosen.epoch}
     if as_json:
-        click.echo(json.dumps(result))
+        say(json.dumps(result))
         return
     right = f"{result['test_correct']} of {result['test_samples']} right, "
     exact = right if result["test_correct"] is not None else ""
-    click.echo(f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}")
+    say(f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}")
 
 
 @click.command()
@@ -249,14 +250,14 @@ def checkpoints(run_dir: Path, as_json: bool) -> None:
             {"step": c.step, "epoch": c.epoch, "size": c.size, "valid": not wrong, **c.facts}
             for c, wrong in found
         ]
-        click.echo(json.dumps(rows))
+        say(json.dumps(rows))
         return
     for c, wrong in found:
         tested = _accuracy(c.facts) if c.score is not None else "not tested, "
         size = f"{c.size / 1e6:.1f} MB"
-        click.echo(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
+        say(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
     if not found:
-        click.echo("no checkpoints")
+        say("no checkpoints")
 
 
 def _configured(

@@ -13,6 +13,7 @@ from launcher.errors import BadInput, RunDirError
 from launcher.resume import check_is_run
 from launcher.run_dir import RunDir, write_text
 from launcher.runs import RunSummary, age, differences, find_runs, rows_of, summary, word
+from launcher.say import say
 
 _GENERATOR = b'content="launcher report"'  # in the head of each page that is written
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -35,11 +36,11 @@ def runs(folder: Path, as_json: bool) -> None:
     found = _summaries(folder)
     differ, now = differences(found), time.time()
     if as_json:
-        click.echo(json.dumps([_raw(*pair, now) for pair in zip(found, differ, strict=True)]))
+        say(json.dumps([_raw(*pair, now) for pair in zip(found, differ, strict=True)]))
     elif found:
         _print_table([_cells(*pair, folder, now) for pair in zip(found, differ, strict=True)])
     else:
-        click.echo(f"no runs in `{folder}`")
+        say(f"no runs in `{folder}`")
 
 
 @click.command()
@@ -70,10 +71,10 @@ def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
         raise BadInput(
             f"`{target}` cannot be written: {error.strerror}", hint="name another with --output"
         ) from error
-    click.echo(target)
+    say(target)
     for run, rows in shown:
         if not rows:
-            click.echo(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
+            say(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -96,7 +97,7 @@ def _summaries(folder: Path) -> list[RunSummary]:
         except (RunDirError, OSError):
             odd.append(path)
     if odd:
-        click.echo(
+        say(
             f"left out, for their config.json is no run's: {', '.join(map(word, odd[:3]))}"
             + (f" and {len(odd) - 3} more" if odd[3:] else ""),
             err=True,

@@ -18,6 +18,7 @@ from launcher.errors import BadInput, RunDirError
 from launcher.launch import Nodes
 from launcher.processes import shown
 from launcher.run_dir import RunDir
+from launcher.say import say
 from launcher.slurm_job import Job
 from launcher.slurm_options import sbatch_options, value_of
 
@@ -60,7 +61,7 @@ def warn_if_stuck(jobs: Sequence[Job], run_dir: Path) -> None:
     """Say it where new jobs of a run would wait for ever."""
     if reason := slurm_control.never_starts(jobs):
         words = f"warning: it can never start as it is ({reason})"
-        click.secho(f"{words}: launcher cancel {shown(run_dir)}", fg="yellow", err=True)
+        say(f"{words}: launcher cancel {shown(run_dir)}", err=True, colour="yellow")
 
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
@@ -109,11 +110,11 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     wishes = submission.Wishes(recipe, words, sbatch_of(options), **named)
     plan = submission.plan(wishes)
     for warning in plan.warnings:
-        click.secho(f"warning: {warning}", fg="yellow", err=True)
+        say(f"warning: {warning}", err=True, colour="yellow")
     if options["dry_run"]:
         submission.check(plan, queue=False)
         as_json = json.dumps(slurm_shown.as_json(plan)) if options["as_json"] else None
-        click.echo(as_json or slurm_shown.shown(plan))
+        say(as_json or slurm_shown.shown(plan))
         return
     submission.check(plan, queue=not options["local"])
     if options["local"]:
@@ -125,11 +126,11 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     where = shown(plan.request.run_dir)
     if options["as_json"]:
         told = {"jobs": [job.id for job in jobs], "run_dir": str(plan.request.run_dir)}
-        click.echo(json.dumps(told))
+        say(json.dumps(told))
     else:
-        click.echo(f"job {', '.join(job.id for job in jobs)}: {where}")
+        say(f"job {', '.join(job.id for job in jobs)}: {where}")
         what = "status" if plan.wishes.grid else "logs --follow"
-        click.echo(f"follow it with: launcher {what} {where}")
+        say(f"follow it with: launcher {what} {where}")
     warn_if_stuck(jobs, plan.request.run_dir)
     if options["follow"]:
         sys.exit(0 if slurm_control.follow_run(plan.request.run_dir) == "completed" else 1)
@@ -156,7 +157,7 @@ def begin(run_dir: Path) -> None:
     """Count a start of the job; fails where it was started too often."""
     here = lifecycle.Here.read(os.environ)
     with _kept(run_dir):
-        click.echo(lifecycle.begin(RunDir(run_dir.absolute()), here))
+        say(lifecycle.begin(RunDir(run_dir.absolute()), here))
 
 
 @job.command()
@@ -186,9 +187,9 @@ def end(run_dir: Path, code: int, heard: str) -> None:
     with _kept(run_dir):
         ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
     if ended.message:
-        click.echo(ended.message, err=True)
+        say(ended.message, err=True)
     if ended.exclude:
-        click.echo(ended.exclude)
+        say(ended.exclude)
     sys.exit(ended.code)
 
 

@@ -10,6 +10,7 @@ from launcher.errors import BadInput
 from launcher.resume import check_is_run
 from launcher.run_dir import RunDir
 from launcher.runs import find_runs
+from launcher.say import say
 from launcher.uploads import check_credentials, is_uploaded, run_agent, start_sweep
 from launcher.uploads import sync as upload
 
@@ -40,11 +41,11 @@ def sync(ctx: click.Context, run_dirs: tuple[Path, ...], as_json: bool) -> None:
     for folder in folders:
         answers.append({"run": str(folder.path), **_uploaded(folder)})
         if not as_json:
-            click.echo(_words(folder, answers[-1]))
+            say(_words(folder, answers[-1]))
     if as_json:
-        click.echo(json.dumps(answers))
+        say(json.dumps(answers))
     elif not folders:
-        click.echo("nothing to upload")
+        say("nothing to upload")
     if not all(answer["complete"] for answer in answers):
         ctx.exit(1)
 
@@ -78,5 +79,5 @@ def sweep(file: Path, project: str | None, count: int | None) -> None:
     """
     check_credentials()
     path = start_sweep(file, project)
-    click.echo(f"to join from another machine: wandb agent {path}")
+    say(f"to join from another machine: wandb agent {path}")
     run_agent(path, count)

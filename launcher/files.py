@@ -1,12 +1,13 @@
-"""What this process makes on a disk, and may therefore remove again: nothing else ever is."""
+"""Files and folders: whole or not at all, and never removed but by the process that made them."""
 
 import errno
 import mmap
 import os
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # How a file system says that it cannot do a thing at all, and not just now or here.
@@ -58,6 +59,45 @@ def remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+@contextmanager
+def written(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Give a file to write to; when done it is flushed to disk and renamed to `path`.
+
+    A reader sees the old file or the new one, whole; after an error the old one. Who may read it
+    is as it was, or follows from umask, whatever writes it; a private one is for its owner alone.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.touch(0o600 if private else 0o666)
+        mode = (path if path.exists() and not private else beside).stat().st_mode
+        yield beside
+        set_mode(beside, mode)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def set_mode(path: Path, mode: int) -> None:
+    """Set who may read a file, where its file system knows such a thing."""
+    if path.stat().st_mode != mode:
+        with suppress(PermissionError):
+            path.chmod(stat.S_IMODE(mode))
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk, so that they survive a power cut.
+
+    Some file systems cannot flush a folder (see `without`); there it is done without.
+    """
+    try:
+        flush(path)
+    except OSError as error:
+        if error.errno not in CANNOT or not path.is_dir():
+            raise
 
 
 def without(folder: Path) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from launcher.errors import RecipeError, did_you_mean
+from launcher.masks import shown_value
 from launcher.recipe import Recipe
 from launcher.values import alternatives, convert, is_expressible
 
@@ -69,7 +70,10 @@ def describe(recipe_type: type[Recipe]) -> list[Hyperparameter]:
 
 def table(recipe_type: type[Recipe]) -> str:
     """Return every hyperparameter of a recipe, a line each, for people."""
-    rows = [(h.name, h.type, shown(h.default), h.meaning) for h in describe(recipe_type)]
+    rows = [
+        (h.name, h.type, shown(shown_value(h.name, h.default)), h.meaning)
+        for h in describe(recipe_type)
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {default:<{widths[2]}}  {meaning}".rstrip()
@@ -176,7 +180,9 @@ def _typed(key: str, hint: Any, value: Any) -> Any:
     try:
         return convert(hint, value)
     except ValueError as error:
-        raise RecipeError(f"`{key}` must be {_type_name(hint)}, not `{value}`") from error
+        raise RecipeError(
+            f"`{key}` must be {_type_name(hint)}, not `{shown_value(key, value)}`"
+        ) from error
 
 
 def _type_name(hint: Any) -> str:

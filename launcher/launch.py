@@ -24,11 +24,12 @@ from launcher.errors import (
 )
 from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
+from launcher.masks import clean
 from launcher.mirror import PATIENCE_S, Mirror
 from launcher.processes import PARENT, cores, shown, without_world
 from launcher.recipe import Recipe
 from launcher.record import write_result
-from launcher.run_dir import RunDir, write_bytes, write_json
+from launcher.run_dir import RunDir, write_bytes
 from launcher.supervise import HangWatch, Supervisor
 from launcher.verdict import verdict
 from launcher.wandb_run import Ending
@@ -219,7 +220,7 @@ def _go_on(job: Launch) -> dict[Path, bytes | None]:
     """Note what a run goes on with; returns the files that say how it was, and their contents."""
     files = (job.run.config, job.run.result)
     before = {path: path.read_bytes() if path.exists() else None for path in files}
-    write_json(job.run.config, job.resumed or {})
+    job.run.write_config(job.resumed or {})
     job.run.result.unlink(missing_ok=True)  # how the last session ended
     return before
 
@@ -257,7 +258,8 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
         if farthest <= before:
             again = "not restarted: it came no farther than the time before"
             return TrainingFailed(f"{error.message}\n{again}", hint=error.hint)
-        print(f"error: {error}\nrestarting; {restarts_left - 1} restarts left", file=sys.stderr)
+        said = f"error: {clean(str(error))}\nrestarting; {restarts_left - 1} restarts left"
+        print(said, file=sys.stderr)
     return error
 
 

@@ -22,7 +22,7 @@ from launcher.launch import Nodes, threads_of
 from launcher.node_marks import Came, alike, look_at_all, to_blame
 from launcher.record import write_result
 from launcher.resume import is_completed, resumed
-from launcher.run_dir import RunDir, read_json, write_json
+from launcher.run_dir import RunDir, read_json
 from launcher.slurm import hostnames, job_state
 from launcher.slurm_job import Attempt, SlurmFolder, Verdict
 from launcher.slurm_turn import taken_over, wait_for_turn
@@ -119,7 +119,7 @@ def _begin(run: RunDir, here: Here) -> str:
     nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
     if folder.attempts():
         told = resumed(run, {}, nodes, allow_changes=False)
-    write_json(run.config, told | {"threads": threads_of(nodes, told)})
+    run.write_config(told | {"threads": threads_of(nodes, told)})
     _forget_last_end(run)
     folder.blame_unfit()
     folder.start(here.job, here.restart, here.nodes)

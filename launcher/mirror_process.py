@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from launcher.masks import clean
 from launcher.processes import PARENT, children
 from launcher.run_dir import RunDir, read_json, write_json
 from launcher.wandb_run import ENDINGS, Ending
@@ -121,7 +122,7 @@ def sync(run: RunDir) -> dict[str, Any]:
 def say(message: str) -> None:
     """Tell the user something; what the client says goes to its log."""
     with suppress(OSError):  # the console is gone
-        print(message, flush=True)
+        print(clean(message), flush=True)
 
 
 def _has_rows(run: RunDir) -> bool:

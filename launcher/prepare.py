@@ -23,6 +23,7 @@ from launcher.faults import StopRequest
 from launcher.fetching import SizedData
 from launcher.graphs import Graphs
 from launcher.losses import LossWatch, leaves_out, refuse_other_means, refuse_warned_broadcasts
+from launcher.masks import masked
 from launcher.metrics import Sums
 from launcher.randomness import seed_init
 from launcher.recipe import Recipe
@@ -202,7 +203,8 @@ def _refuse_divergence(
 ) -> None:
     """Raise TrainingFailed where ranks are about to train different things; collective."""
     mine = {
-        "hyperparameters": repr(recipe.hyperparameters()),
+        "hyperparameters": repr(masked(parameters := recipe.hyperparameters())),
+        "secrets (checksums)": hashlib.sha256(repr(parameters).encode()).hexdigest(),
         "recipe file": hashlib.sha256(source.encode()).hexdigest(),
         "dataset sizes": repr(sizes),
         "torch version": torch.__version__,

@@ -15,6 +15,7 @@ from launcher.checkpoint_files import Checkpoint
 from launcher.errors import BadInput, RunDirError
 from launcher.hyperparameters import configure
 from launcher.launch import Launch, Nodes, threads_of
+from launcher.masks import shown_value
 from launcher.processes import HERE
 from launcher.recipe_file import RecipeFile, outline
 from launcher.run_dir import RunDir, read_json
@@ -72,7 +73,8 @@ def resumed(
     changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
     others = [k for k in changes if k != "epochs"]
     if others and not allow_changes:
-        shown = ", ".join(f"{k} from {changes[k][0]} to {changes[k][1]}" for k in others)
+        told_of = {k: [shown_value(k, v) for v in changes[k]] for k in others}
+        shown = ", ".join(f"{k} from {old} to {new}" for k, (old, new) in told_of.items())
         raise BadInput(
             f"a run is not continued with other hyperparameters: {shown}",
             hint="--allow-changes does it all the same; the result is then no longer that of one "

@@ -1,7 +1,6 @@
 """The run directory: every path of a run, atomic writes, and the files shipped with the package."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunDirError
-from launcher.files import CANNOT, flush, make_folders, remove_empty
+from launcher.files import make_folders, remove_empty, written
+from launcher.masks import masked
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
@@ -154,7 +154,13 @@ class RunDir:
         self.logs.mkdir(parents=True, exist_ok=True)
         with written(self.recipe) as recipe:  # both or none
             recipe.write_bytes(recipe_source.encode())
-            write_json(self.config, config)
+            self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json; one that holds secrets is for its owner alone."""
+        parameters = config["hyperparameters"]
+        with written(self.config, private=masked(parameters) != parameters) as beside:
+            beside.write_text(_json(config), encoding="utf-8")
 
     @contextmanager
     def _being_made(self) -> Iterator[None]:
@@ -254,7 +260,11 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, _json(value))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -266,34 +276,6 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically and durably."""
     with written(path) as beside:
         beside.write_bytes(content)
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Give a path to write to; when done it is flushed to disk and renamed to `path`.
-
-    A reader sees the old file or the new one, whole; after an error the old one.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        sync(beside)
-        beside.replace(path)
-        sync(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk, so that they survive a power cut.
-
-    Some file systems cannot flush a folder (see `files.without`); there it is done without.
-    """
-    try:
-        flush(path)
-    except OSError as error:
-        if error.errno not in CANNOT or not path.is_dir():
-            raise
 
 
 def assets(kind: str) -> Path:

@@ -15,6 +15,7 @@ import psutil
 
 from launcher import lock
 from launcher.hyperparameters import shown
+from launcher.masks import masked_config
 from launcher.run_dir import RunDir, read_json
 
 # "killed": it has begun, tells no end, and nobody living holds its lock. "new": it has not begun.
@@ -43,7 +44,7 @@ class RunSummary:
     samples_per_second: float | None
     error: str | None  # what ended it
     hyperparameters: Mapping[str, Any]
-    config: Mapping[str, Any] = field(repr=False)  # all of config.json
+    config: Mapping[str, Any] = field(repr=False)  # all of config.json, secrets masked
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -64,7 +65,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def summary(path: Path) -> RunSummary:
     """Return a run in a few numbers; raises RunDirError where a folder holds none."""
     run = RunDir(path)
-    config = run.read_config()
+    config = masked_config(run.read_config())
     state, result = _ending(run)
     train, tests = _newest(run.metrics)
     test = tests[-1] if tests else {}

@@ -100,15 +100,15 @@ def _run_as_script(
     made: list[Path] = []
     if context.rank == 0:
         nodes = context.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        description = config.describe(
-            file,
-            recipe,
-            nproc=context.world_size // nodes,
-            nnodes=nodes,
-            threads=torch.get_num_threads(),
-            tracking=wandb_run.tracking(file.name),
-        )
         try:
+            description = config.describe(
+                file,
+                recipe,
+                nproc=context.world_size // nodes,
+                nnodes=nodes,
+                threads=torch.get_num_threads(),
+                tracking=wandb_run.tracking(file.name),
+            )
             made = run.create(description, file.source)
         except LauncherError as caught:
             error = caught

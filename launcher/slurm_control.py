@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from launcher import slurm
 from launcher.errors import BadInput, LauncherError, RunDirError
+from launcher.masks import clean_log
 from launcher.processes import shown
 from launcher.run_dir import RunDir, write_json
 from launcher.slurm_job import Job, SlurmFolder
@@ -244,6 +245,6 @@ def _print_from(path: Path, position: int) -> int:
             added = file.read()
     except FileNotFoundError:
         return position
-    sys.stdout.write(added.decode(errors="replace"))
+    sys.stdout.write(clean_log(added.decode(errors="replace")))
     sys.stdout.flush()
     return position + len(added)

@@ -17,21 +17,20 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from launcher.credentials import looks_secret
 from launcher.errors import BadInput, RunDirError
-from launcher.files import make_new_folder, remove_empty
+from launcher.files import make_new_folder, remove_empty, sync
 from launcher.recipe_source import package
-from launcher.run_dir import RunDir, read_json, sync, write_bytes
+from launcher.run_dir import RunDir, read_json, write_bytes
 from launcher.slurm_job import SlurmFolder
 
 MAX_FILES = 20_000
 MAX_BYTES = 200_000_000
 
-_CREDENTIALS = (".env", ".env.*", ".envrc", ".netrc", ".pypirc", "*.pem", "*.key", "id_rsa*")
 # A link to the first would make git take the copy for the original; into the second Python writes.
 _NEVER_LINKED = (".git", "__pycache__")
 _PLACEHOLDERS = (".gitkeep", ".gitignore")  # alone in a folder they keep it for what is ignored
@@ -183,7 +182,7 @@ def _walk(folder: Path, run: RunDir) -> Iterator[str]:
 
 def _sizes(tree: _Tree) -> dict[str, int]:
     """Return the files to copy with their sizes in bytes: those that are there, and no secrets."""
-    secret = {n for n in tree.untracked if any(fnmatch(Path(n).name, c) for c in _CREDENTIALS)}
+    secret = {name for name in tree.untracked if looks_secret(name)}
     sizes = {}
     for name in sorted((tree.tracked | tree.untracked) - secret):
         path = tree.root / name

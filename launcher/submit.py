@@ -15,6 +15,7 @@ from launcher.config import describe, new_run_path
 from launcher.errors import BadInput, RunDirError
 from launcher.files import make_new_folder, remove_empty
 from launcher.hyperparameters import configure, grid, split_overrides
+from launcher.masks import masked_words
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, find, outline
 from launcher.run_dir import RunDir, write_json, write_text
@@ -101,6 +102,7 @@ def plan(wishes: Wishes) -> Plan:
     """Return what a submission will do; raises BadInput for whatever can be seen to be wrong."""
     if wishes.no_requeue and wishes.chain:
         raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
+    wandb_run.mode_of(wishes.tracking)  # raises for an unknown word, before anything is written
     file = find(wishes.recipe)
     templates = [wishes.template or file.path.parent / "slurm"]
     if wishes.template and not wishes.template.is_dir():
@@ -261,11 +263,12 @@ def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
 def _asked(plan: Plan) -> dict[str, Any]:
     """Return what job.json says."""
     wishes, settings = plan.wishes, plan.settings
+    parameters = plan.points[0].recipe.hyperparameters()
     exclude = settings.get("exclude")
     return {
         "recipe": wishes.recipe,
-        "overrides": list(wishes.overrides),
-        "grid": list(wishes.grid),
+        "overrides": masked_words(wishes.overrides, parameters),
+        "grid": masked_words(wishes.grid, parameters),
         "nproc": plan.request.nproc,
         "nodes": nodes_of(settings),
         "array": plan.request.array,

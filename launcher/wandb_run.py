@@ -6,12 +6,17 @@ import secrets
 from collections.abc import Iterable, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from launcher.errors import BadInput
+from launcher.masks import masked
+
 Mode = Literal["online", "offline", "disabled"]
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
+_OF_OLD: Mapping[str, Mode] = {"dryrun": "offline", "run": "online"}  # words of older clients
 Ending = Literal["finished", "failed", "preempted"]
 # W&B's word for each state of a result.json.
 ENDINGS: Mapping[str, Ending] = {
@@ -50,11 +55,12 @@ def tracking(
 ) -> dict[str, Any]:
     """Return what config.json keeps about tracking: one id for the run, whatever becomes of it.
 
-    Names come from the arguments, else from W&B's environment variables. Without `asked` and
-    WANDB_MODE the mode is online where there are credentials, else offline.
+    Names come from the arguments, else from W&B's environment variables. Raises BadInput for a
+    WANDB_MODE that is unknown.
     """
     return {
         "mode": mode_of(asked, env),
+        "name": env.get("WANDB_NAME"),
         "run_id": env.get("WANDB_RUN_ID") or secrets.token_hex(6),
         "project": project or env.get("WANDB_PROJECT") or recipe[:_PROJECT_LENGTH],
         "entity": env.get("WANDB_ENTITY"),
@@ -66,11 +72,26 @@ def tracking(
 
 
 def mode_of(asked: str | None, env: Mapping[str, str] = os.environ) -> Mode:
-    """Return the mode that was asked for, by option or WANDB_MODE, else what can be done."""
-    wanted = asked or env.get("WANDB_MODE", "").lower()
-    if wanted in MODES:
-        return wanted
-    return "online" if has_credentials(env) else "offline"
+    """Return the mode that was asked for, else online where there are credentials, else offline."""
+    return asked_for(asked, env) or ("online" if has_credentials(env) else "offline")
+
+
+def asked_for(option: str | None, env: Mapping[str, str] = os.environ) -> Mode | None:
+    """Return the mode that was asked for: by option, variable, or `wandb offline` and the like.
+
+    Raises BadInput for a word that is unknown: it must not mean more than it was to.
+    """
+    word = option or ("disabled" if is_on("WANDB_DISABLED", env) else env.get("WANDB_MODE", ""))
+    word = word.strip().lower() or _settings(env).get("mode", "").strip().lower()
+    if not word:
+        return None
+    mode = _OF_OLD.get(word, word)
+    if mode not in MODES:
+        raise BadInput(
+            f"W&B's mode `{word}` (WANDB_MODE, or its settings file) is not known here",
+            hint=f"{', '.join(MODES)}: say which with --tracking",
+        )
+    return mode
 
 
 def has_credentials(env: Mapping[str, str] = os.environ) -> bool:
@@ -86,21 +107,35 @@ def has_credentials(env: Mapping[str, str] = os.environ) -> bool:
 
 def _server(env: Mapping[str, str]) -> str:
     """Return the address of W&B's server: from the environment, else from `wandb login --host`."""
-    if address := env.get("WANDB_BASE_URL"):
-        return address
-    folder = Path(env.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
-    settings = ConfigParser()
-    try:
-        settings.read(folder / "settings", encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ConfigError):
-        return "https://api.wandb.ai"
-    return settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return env.get("WANDB_BASE_URL") or _settings(env).get("base_url", "https://api.wandb.ai")
 
 
-def config_of(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config on the run's page: hyperparameters by their names, and where it ran."""
-    parameters: dict[str, Any] = told["hyperparameters"]
-    recorded = {key: told[key] for key in _RECORDED if key in told}
+def _settings(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what W&B's commands keep: for the user and, with more weight, for this folder."""
+    user = Path(env.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    here = Path(env.get("WANDB_DIR") or ".")
+    found: dict[str, str] = {}
+    for folder in (user, here / "wandb", here / ".wandb"):
+        parser = ConfigParser(interpolation=None)
+        with suppress(OSError, UnicodeDecodeError, ConfigError):
+            parser.read(folder / "settings", encoding="utf-8")
+            found |= dict(parser["default"]) if parser.has_section("default") else {}
+    return found
+
+
+def is_on(name: str, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether a variable switches something on; a word that is unknown does, too."""
+    return env.get(name, "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def config_of(told: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Return the config on the run's page: hyperparameters by their names, and where it ran.
+
+    Secrets are masked; WANDB_DISABLE_GIT leaves out what is known of git.
+    """
+    parameters = masked(told["hyperparameters"])
+    hidden = ("git", "snapshot") if is_on("WANDB_DISABLE_GIT", env) else ()
+    recorded = {key: told[key] for key in _RECORDED if key in told and key not in hidden}
     batches = {
         "global_batch_size": parameters.get("batch_size"),
         "micro_batch_size": parameters.get("micro_batch_size"),

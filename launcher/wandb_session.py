@@ -13,7 +13,7 @@ from typing import Any, Literal
 import wandb
 
 from launcher.run_dir import RunDir, read_json
-from launcher.wandb_run import config_of, history_row, position, summary_of
+from launcher.wandb_run import config_of, history_row, is_on, position, summary_of
 
 _INIT_S, _PATIENT_INIT_S = 5.0, 30.0  # how long the server may take to answer
 _FINISH_S, _PATIENT_FINISH_S = 7.0, 600.0  # how long the last rows may take
@@ -64,7 +64,7 @@ class Session:
             id=names["run_id"],
             mode=mode,
             resume="allow" if mode == "online" else None,
-            name=run.path.name,
+            name=names.get("name") or run.path.name,
             project=names["project"],
             entity=names["entity"],
             group=names["group"],
@@ -87,7 +87,8 @@ class Session:
         page.update(config_of(self._told), allow_val_change=True)
         self._client.define_metric("trainer/step")
         self._client.define_metric("*", step_metric="trainer/step")
-        self._client.save(glob.escape(str(run.recipe)), base_path=str(run.path), policy="now")
+        if not is_on("WANDB_DISABLE_CODE"):
+            self._client.save(glob.escape(str(run.recipe)), base_path=str(run.path), policy="now")
         # The server says how far it is; an offline session records everything anew.
         self._rows = Rows(run.metrics, after=self._client.starting_step - 1)
         self.url = self._client.url if mode == "online" else None

@@ -24,11 +24,13 @@ from launcher.context import Context, unwrapped
 from launcher.device import claim_gpu, on_host
 from launcher.errors import NonFiniteLoss, RecipeError, Stopped
 from launcher.faults import StopRequest, not_finite
+from launcher.files import written
 from launcher.hyperparameters import configure
 from launcher.leave import leave
 from launcher.loops import checkpoint, test_loop, train_loop
 from launcher.made import as_made
 from launcher.mark import Marker
+from launcher.masks import clean
 from launcher.model_state import captured
 from launcher.prepare import prepare
 from launcher.processes import shown
@@ -36,7 +38,7 @@ from launcher.profiling import profiling
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, load
 from launcher.record import Record, logged
-from launcher.run_dir import RunDir, write_json, written
+from launcher.run_dir import RunDir, write_json
 from launcher.tracking import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
 from launcher.training import Training
 
@@ -95,7 +97,7 @@ def _refuse_too_short(training: Training) -> None:
 
 def warn(message: str) -> None:
     """Say loudly that something is wrong although the run goes on."""
-    print(f"WARNING: {message}", flush=True)
+    print(f"WARNING: {clean(message)}", flush=True)
 
 
 def train(training: Training, saver: Saver | None) -> dict[str, Any]:

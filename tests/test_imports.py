@@ -17,6 +17,9 @@ PACKAGE = Path(launcher.__file__).parent
 FLOOR = {
     "errors",
     "files",
+    "masks",
+    "say",
+    "credentials",
     "run_dir",
     "recipe",
     "hyperparameters",

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.errors import RunDirError
+from launcher.files import written
 from launcher.run_dir import (
     RunDir,
     assets,
@@ -18,7 +19,6 @@ from launcher.run_dir import (
     write_bytes,
     write_json,
     write_text,
-    written,
 )
 
 CONFIG: dict[str, Any] = {"recipe": "r", "hyperparameters": {"epochs": 1}}

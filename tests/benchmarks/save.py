@@ -19,11 +19,12 @@ from launcher.arrays import ArrayDataset
 from launcher.checkpoint import Saver, state_of
 from launcher.context import Context, unwrapped
 from launcher.faults import StopRequest
+from launcher.files import sync
 from launcher.loops import checkpoint, train_step
 from launcher.metrics import Totals
 from launcher.prepare import prepare
 from launcher.recipe import Recipe
-from launcher.run_dir import RunDir, sync
+from launcher.run_dir import RunDir
 
 WIDTH, LAYERS, ROUNDS = 4096, 4, 5
 
