@@ -26,8 +26,8 @@ def recipe_of(run: RunDir) -> RecipeFile:
     told = run.read_config()
     try:
         source = run.recipe.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RunDirError(f"`{run.recipe}` cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunDirError(f"`{run.recipe}` cannot be read: {error}") from error
     return RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
 
 

@@ -17,6 +17,18 @@ _OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)
 _OF_A_PROCESS = re.compile(
     r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.log)"
 )
+# What a config.json says, where it says it.
+_KINDS = {
+    "hyperparameters": dict,
+    "recipe": str,
+    "recipe_path": str,
+    "folder": str,
+    "world_size": int,
+    "nodes": int,
+    "cpu": bool,
+    "tracking": dict,
+    "resumed": list,
+}
 
 
 @dataclass(frozen=True)
@@ -232,15 +244,28 @@ class RunDir:
             return {}
 
 
+class Told(dict[str, Any]):
+    """A config.json; what it should say and does not is the user's matter, told in words."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._none = f"`{path}` is not the config.json of a run"
+        for key, kind in _KINDS.items():
+            if not isinstance(self.get(key, kind()), kind):
+                raise RunDirError(f"{self._none}: its {key} is {self[key]!r}")
+
+    def __missing__(self, key: str) -> Any:
+        raise RunDirError(f"{self._none}: it has no {key}")
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """Return a config.json; raises RunDirError when it cannot be read."""
+    """Return a config.json; raises RunDirError when it cannot be read, or a value is no such."""
     try:
-        config = _json_object(path.read_text(encoding="utf-8"))
+        told = Told(path, _json_object(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
-    if not isinstance(config.get("hyperparameters"), dict):
-        raise RunDirError(f"`{path}` is not the config.json of a run: it has no hyperparameters")
-    return config
+    told["hyperparameters"]  # raises where there are none
+    return told
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ def folder(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "my.py").write_text(RECIPE)
     shutil.copy(RECIPES / "curve.py", folder)
     online = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": API_KEY, "WANDB_MODE": "online"}
-    words = ["run", "my.py", *WORDS, "epochs=1", "checkpoint_every=3", "--profile", "--run-dir=r"]
+    words = ["run", "my.py", *WORDS, "epochs=1", "checkpoint_every=3", "--run-dir=r"]
     done = subprocess.run(
         [sys.executable, "-m", "launcher", *words],
         cwd=folder,

@@ -304,7 +304,8 @@ def test_a_full_disk_of_wandb_s_costs_nothing_but_a_warning(
 def test_an_offline_run_is_whole_in_its_file_and_told_how_to_upload(
     server: WandbServer, tmp_path: Path
 ) -> None:
-    done = launcher("run", *CURVE, "--run-dir", "r", cwd=tmp_path, env=talking_to(server) | OFFLINE)
+    env = talking_to(server) | {"WANDB_MODE": "dryrun"}  # what older clients call offline
+    done = launcher("run", *CURVE, "--run-dir", "r", cwd=tmp_path, env=env)
     run = Run(tmp_path / "r")
     assert "W&B: recorded offline; `launcher sync r` uploads it" in done.stderr
     recorded = read_offline(run.path / "wandb")

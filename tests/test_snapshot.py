@@ -185,19 +185,48 @@ def test_a_folder_that_is_only_kept_for_ignored_files_is_linked_whole(project: P
     assert links(taken.root)["cache"] == str(project / "cache")
 
 
-SECRETS = [".env", ".env.local", "deep/.env", "key.pem", ".netrc", "id_rsa", "id_rsa.pub"]
+SECRETS = [
+    ".env",
+    ".env.local",
+    "deep/.env",
+    "prod.env",
+    "key.pem",
+    "key.p12",
+    ".netrc",
+    "_netrc",
+    "id_rsa",
+    "id_rsa.pub",
+    "id_ed25519",
+    "deep/id_ecdsa",
+    ".git-credentials",
+    ".npmrc",
+    ".pypirc",
+    "kaggle.json",
+    "Kaggle.JSON",
+    "secrets.toml",
+    ".pgpass",
+    "client_secret_1.json",
+    "service-account-x.json",
+    "credentials",
+    "credentials.json",
+    "token",
+    "hf_token",
+    ".s3cfg",
+]
+CODE = ["tokenizer.json", "tokens.py", "secretary.py", "keys.py", "environment.yml", "token_ids.py"]
 
 
-@pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("in_git", [True, False])
-def test_untracked_credentials_are_linked_never_copied(
-    project: Path, name: str, in_git: bool
-) -> None:
-    write(project, {name: "PASSWORD=hunter2"})
+def test_untracked_credentials_are_linked_never_copied(project: Path, in_git: bool) -> None:
+    write(project, dict.fromkeys(SECRETS, "PASSWORD=hunter2") | dict.fromkeys(CODE, "code"))
     if not in_git:
         shutil.rmtree(project / ".git")
+        write(project, {"deep/.aws/config": "PASSWORD=hunter2"})  # linked whole: it is hidden
     taken = take(project)
-    assert links(taken.root)[name] == str(project / name)
+    linked = links(taken.root)
+    for name in SECRETS:
+        assert linked[name] == str(project / name)
+    assert not set(CODE) & set(linked)
     for path in (project / "runs" / "r").rglob("*"):
         assert path.is_symlink() or path.is_dir() or b"hunter2" not in path.read_bytes()
 
@@ -476,7 +505,7 @@ def test_any_names_are_copied_as_git_lists_them(
     folder = tmp_path / "project"
     shutil.rmtree(folder, ignore_errors=True)
     repository(folder, {"my.py": ""})
-    monkeypatch.setattr(snapshot, "_CREDENTIALS", ())
+    monkeypatch.setattr(snapshot, "looks_secret", lambda _: False)
     written: dict[str, Any] = {"my.py": ""}
     for name in sorted(names):
         try:

@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training import RECIPES, command
 
+from launcher.errors import BadInput
 from launcher.tracking import Report
 from launcher.wandb_run import (
     config_of,
@@ -23,22 +26,69 @@ from launcher.wandb_run import (
 KEY = {"WANDB_API_KEY": "k" * 40}
 
 
+OFF = "[default]\nmode = disabled\n"
+
+
 @pytest.mark.parametrize(
-    ("asked", "env", "mode"),
+    ("asked", "env", "files", "mode"),
     [
-        (None, KEY, "online"),
-        (None, {}, "offline"),
-        (None, KEY | {"WANDB_MODE": "offline"}, "offline"),
-        (None, KEY | {"WANDB_MODE": "Disabled"}, "disabled"),
-        (None, KEY | {"WANDB_MODE": "dryrun"}, "online"),  # a word of the past says nothing
-        ("online", {"WANDB_MODE": "disabled"}, "online"),
-        ("disabled", KEY, "disabled"),
+        (None, KEY, {}, "online"),
+        (None, {}, {}, "offline"),
+        (None, KEY | {"WANDB_MODE": "offline"}, {}, "offline"),
+        (None, KEY | {"WANDB_MODE": " Disabled "}, {}, "disabled"),
+        (None, KEY | {"WANDB_MODE": "dryrun"}, {}, "offline"),  # words of older clients
+        (None, {"WANDB_MODE": "run"}, {}, "online"),
+        (None, KEY | {"WANDB_DISABLED": "true"}, {}, "disabled"),
+        (None, KEY | {"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, {}, "disabled"),
+        (None, KEY | {"WANDB_DISABLED": "false"}, {}, "online"),
+        ("online", {"WANDB_MODE": "disabled"}, {}, "online"),
+        ("disabled", KEY, {}, "disabled"),
+        (None, KEY, {"wandb/settings": "[default]\nmode = offline\n"}, "offline"),  # wandb offline
+        (None, KEY, {"wandb/settings": OFF}, "disabled"),  # wandb disabled
+        (None, KEY, {"user/settings": OFF}, "disabled"),
+        (None, KEY, {"user/settings": OFF, ".wandb/settings": "[default]\nmode=online"}, "online"),
+        ("offline", KEY, {"wandb/settings": OFF}, "offline"),
+        (None, KEY | {"WANDB_MODE": "offline"}, {"wandb/settings": OFF}, "offline"),
+        (None, KEY, {"wandb/settings": "no such file"}, "online"),
     ],
 )
 def test_the_mode_is_what_was_asked_or_what_can_be_done(
-    asked: str | None, env: dict[str, str], mode: str, tmp_path: Path
+    asked: str | None,
+    env: dict[str, str],
+    files: dict[str, str],
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert mode_of(asked, env | {"NETRC": str(tmp_path / "none")}) == mode
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    places = {"NETRC": str(tmp_path / "none"), "WANDB_CONFIG_DIR": str(tmp_path / "user")}
+    assert mode_of(asked, env | places) == mode
+
+
+@pytest.mark.parametrize("word", ["shared", "of-line", "off", "0"])
+def test_a_mode_that_is_unknown_is_refused_and_means_nothing(word: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"W&B's mode `{word}`") as caught:
+        tracking("digits", env=KEY | {"WANDB_MODE": word})
+    assert "--tracking" in str(caught.value.hint)
+
+
+def test_a_mode_that_is_unknown_ends_every_way_to_start_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", RECIPES / "curve.py"]
+    for words in (
+        ["launcher", "run", "digits", "--run-dir", "r"],
+        ["launcher", "submit", "digits", "--local"],
+        torchrun,  # where nobody waits for a rank that has left
+    ):
+        env = KEY | {"WANDB_MODE": "shared"}
+        done = command(sys.executable, "-m", *words, cwd=tmp_path, env=env, timeout_s=100)
+        assert done.returncode == (1 if words is torchrun else 2)
+        assert done.stderr.count("W&B's mode `shared`") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -76,6 +126,7 @@ def test_names_come_from_options_then_from_wandb_s_variables_then_from_the_recip
     given_ = tracking("digits", "offline", project="mine", tags=["c"], env=env)
     assert (given_["project"], given_["group"], given_["tags"]) == ("mine", "g", ["c"])
     assert tracking("digits", "offline", env=env)["tags"] == ["a", "b"]
+    assert tracking("digits", "offline", env={"WANDB_NAME": "n"})["name"] == "n"
     bare = tracking("digits", "offline", env={})
     assert (bare["project"], bare["group"], bare["tags"]) == ("digits", None, [])
 
