@@ -170,7 +170,7 @@ class RunDir:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json; one that holds secrets is for its owner alone."""
-        parameters = config["hyperparameters"]
+        parameters = config.get("hyperparameters", {})
         with written(self.config, private=masked(parameters) != parameters) as beside:
             beside.write_text(_json(config), encoding="utf-8")
 
