@@ -1,6 +1,7 @@
 """What can go wrong between steps: stop requests that all ranks agree on, and broken numbers."""
 
 import math
+import os
 import signal
 import time
 from types import FrameType
@@ -10,7 +11,7 @@ from torch import nn
 
 from launcher.errors import NonFiniteLoss
 from launcher.metrics import Totals
-from launcher.processes import stop_signals
+from launcher.processes import PARENT, stop_signals
 
 _MOST_STEPS = 1 << 20  # between two exchanges
 
@@ -18,7 +19,8 @@ _MOST_STEPS = 1 << 20  # between two exchanges
 class StopRequest:
     """Whether this process was asked to stop: a flag set by a signal, read between steps.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    A second Ctrl-C raises KeyboardInterrupt at once, but under the launcher, to whom it belongs:
+    a scheduler says everything to everybody, and more than once.
     """
 
     def __init__(self) -> None:
@@ -35,7 +37,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.requested:
+        if number == signal.SIGINT and self.requested and PARENT not in os.environ:
             raise KeyboardInterrupt
         self.requested = True
 

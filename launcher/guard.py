@@ -56,12 +56,10 @@ def _end_what_is_left() -> None:
     while (left := living_children(os.getpid())) and time.monotonic() < deadline:
         time.sleep(0.02)
     for process in left:
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError):  # it has ended, or the console is gone
             words = " ".join(process.cmdline()) or process.name()
-            print(
-                f"WARNING: the run left process {process.pid} behind, which is ended now: {words}"
-            )
-    sys.stdout.flush()
+            told = f"the run left process {process.pid} behind, which is ended now: {words}"
+            print(f"WARNING: {told}", flush=True)
     kill_children(os.getpid())
 
 

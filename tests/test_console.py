@@ -93,11 +93,11 @@ def test_a_terminal_that_is_closed_is_a_request_to_stop(tmp_path: Path) -> None:
         preexec_fn=own_terminal,  # noqa: PLW1509  # pytest has no other thread
     )
     os.close(its_side)
-    wait_for((tmp_path / "r" / "metrics.jsonl").exists)
+    wait_for((tmp_path / "r" / "metrics.jsonl").exists, timeout_s=150)
     os.close(terminal)
     time.sleep(0.5)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 75
+    assert process.wait(120) == 75
     assert Run(tmp_path / "r").result["state"] == "stopped"
     assert list((tmp_path / "r" / "checkpoints").glob("step-*"))
 

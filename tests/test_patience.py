@@ -25,7 +25,7 @@ def test_a_stop_has_its_checkpoint_however_long_it_takes(
     words = ["run", SLOW, "--nproc", str(nproc), "epochs=9", "step_s=0.8", f"save_s={save_s}"]
     words += ["num_workers=1", "hang_timeout=3", "--run-dir", "r"]
     with started(*words, cwd=tmp_path) as process:
-        wait_for((tmp_path / "r" / "metrics.jsonl").exists)
+        wait_for((tmp_path / "r" / "metrics.jsonl").exists, timeout_s=150)
         everybody = family(process)
         for one in everybody if to_all else []:  # data workers, too
             one.send_signal(number)
@@ -34,7 +34,7 @@ def test_a_stop_has_its_checkpoint_however_long_it_takes(
             time.sleep(3)  # now it saves
             for one in everybody:
                 one.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75, stderr
     result = Run(tmp_path / "r").result
     assert result["state"] == "stopped"
@@ -67,8 +67,8 @@ def test_a_machine_waits_for_the_disk_of_another(tmp_path: Path) -> None:
     slow = ["epochs=1", "batch_size=9", "checkpoint_every=4", "save_s=5", "hang_timeout=3"]
     words = ["run", SLOW, *slow, "--run-dir", "r", *tail]
     with started(*words, "0", cwd=tmp_path) as a, started(*words, "1", cwd=tmp_path) as b:
-        _, stderr = a.communicate(timeout=90)
-        _, other = b.communicate(timeout=90)
+        _, stderr = a.communicate(timeout=150)
+        _, other = b.communicate(timeout=150)
     assert (a.returncode, b.returncode) == (0, 0), stderr + other
 
 
@@ -105,6 +105,7 @@ def test_an_error_is_told_before_anybody_hangs_at_the_exit(tmp_path: Path, start
     if start == "launcher":
         done = launcher("run", SLOW, *words, "--nproc", "2", cwd=tmp_path, env=env)
         assert "rank 1" in done.stderr
+        assert "the group waits 1 day, 0:00:00" in done.stdout
     else:
         by = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
         done = command(
@@ -116,6 +117,7 @@ def test_an_error_is_told_before_anybody_hangs_at_the_exit(tmp_path: Path, start
             cwd=tmp_path,
             env=env,
         )
+        assert "the group waits 0:30:00" in done.stdout  # where nobody watches
     assert done.returncode == 1
     assert "ValueError: the real reason" in done.stderr
     assert Run(tmp_path / "r").result["state"] == "failed"
@@ -125,12 +127,12 @@ def test_the_rank_whose_data_worker_died_is_named(tmp_path: Path) -> None:
     """Not the one whose data workers the agent's signals reached after that."""
     words = ["run", SLOW, "--nproc", "2", "epochs=99", "num_workers=1", "step_s=0.1"]
     with started(*words, "--run-dir", "r", cwd=tmp_path) as process:
-        wait_for((tmp_path / "r" / "metrics.jsonl").exists)
+        wait_for((tmp_path / "r" / "metrics.jsonl").exists, timeout_s=150)
         agent = psutil.Process(process.pid).children()[0].children()[0]
         log = str(tmp_path / "r" / "logs" / "rank-1.log")
         [rank_1] = [w for w in agent.children() if log in [file.path for file in w.open_files()]]
         rank_1.children()[0].kill()
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "rank 1" in stderr
     assert "is killed by signal: Killed" in stderr
