@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -24,6 +25,8 @@ def leave(code: int, last: Callable[[], None] | None = None) -> NoReturn:
     it.
     """
     threading.Thread(target=_leave_at_last, args=(code,), daemon=True).start()
+    with suppress(OSError, ValueError):  # where C code keeps the interpreter's lock
+        faulthandler.dump_traceback_later(2 * _PATIENCE_S, exit=True)
     try:
         if last:
             last()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from launcher import config, lock, wandb_run
+from launcher.console import last_without_console
 from launcher.context import Context
 from launcher.errors import LauncherError, RecipeError, RunDirError, Stopped, TrainingFailed
 from launcher.faults import StopRequest
@@ -75,6 +76,7 @@ def main(recipe_type: type[Recipe]) -> None:
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     adopt_orphans()
+    last_without_console()
     code = _run_as_script(recipe, file, run_path, context)
     # Where a rank has failed, leaving the group might wait for it (NCCL).
     leave(code, context.close if code in (0, Stopped.exit_code) else None)
