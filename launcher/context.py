@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from launcher.buckets import settle_buckets
 from launcher.device import claim_gpu, usable_gpus
 from launcher.errors import NOT_READY, BadInput, PeerFailed, TrainingFailed
 from launcher.gpus import shared
@@ -167,7 +168,7 @@ class Context:
         if wrapped is model and dist.is_initialized() and _trains(model):
             wrapped = self._in_ddp(model)
         if isinstance(wrapped, DistributedDataParallel):
-            _settle_buckets(wrapped)
+            settle_buckets(wrapped)
         return wrapped
 
     def _in_ddp(self, model: nn.Module) -> nn.Module:
@@ -221,38 +222,6 @@ def _share(buffer: Tensor) -> None:
     dist.broadcast(whole.reshape(-1).view(torch.uint8), src=0)  # bytes: not all types are sent
     if whole is not buffer:
         fill(buffer, whole)
-
-
-def _settle_buckets(model: DistributedDataParallel) -> None:
-    """Have DDP arrange its gradient buckets for good, before the first step; collective.
-
-    DDP rearranges them once, after the first backward pass. A resumed run would take that step
-    later than an undisturbed one, sum in another order, and differ in the last bits at three ranks
-    and more. So a stand-in for the model, without the user's code in it, gives all parameters a
-    gradient once, last ones first as a real backward pass does.
-    """
-    inner = model.module
-    parameters = [p for p in inner.parameters() if p.requires_grad]
-    model.module = _SumOfParameters(parameters)
-    broadcast, model.broadcast_buffers = model.broadcast_buffers, False  # the stand-in has none
-    # Buckets are rearranged in the second forward pass. Its backward pass must follow: DDP would
-    # wait for it, and synchronise the first micro-batch of the first step instead.
-    for _ in range(2):
-        # Where DDP knows its GPU it moves inputs there, and there must be one.
-        model(parameters[0].new_zeros(())).backward()
-    model.module, model.broadcast_buffers = inner, broadcast
-    model.zero_grad()
-
-
-class _SumOfParameters(nn.Module):
-    """Depends on every parameter; its value is zero."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__()
-        self._given = tuple(parameters)  # in a tuple, so that they are not registered again
-
-    def forward(self, nothing: Tensor) -> Tensor:
-        return nothing + torch.stack([(p * 0).sum().float() for p in self._given]).sum()
 
 
 def _refuse_other_ways_to_train() -> None:

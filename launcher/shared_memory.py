@@ -22,6 +22,7 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]  # export
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from launcher.buckets import sparse_weights
 from launcher.context import Context
 from launcher.errors import PeerFailed
 from launcher.timing import StepTimes
@@ -36,6 +37,8 @@ _CLOSE_ON_EXEC = 1  # linux/memfd.h
 def share_gradients(model: nn.Module, context: Context, times: StepTimes) -> None:
     """Have DDP average gradients in shared memory, where that is possible; collective."""
     if isinstance(model, DistributedDataParallel) and is_possible(context):
+        if sparse_weights(model.module):
+            return  # only rows of them are sent
         trained = [p for p in model.parameters() if p.requires_grad]
         most_bytes = sum(p.nbytes + _LINE for p in trained)
         if shared := SharedGradients.among(context, most_bytes, times):

@@ -30,6 +30,9 @@ CASES: list[dict[str, Any]] = [
     {"name": "tokens", "recipe": "tokens", "dtype": "float64"},
     {"name": "tokens-micro", "recipe": "tokens", "dtype": "float64", "micro_batch_size": 2},
     {"name": "tokens-ghosts", "recipe": "tokens", "dtype": "float64", "batch_size": 2, "epochs": 1},
+    {"name": "sparse", "recipe": "tokens", "dtype": "float64", "sparse": True},
+    {"name": "sparse-clipped", "recipe": "tokens", "dtype": "float64", "sparse": True}
+    | {"clip_norm": 0.1, "micro_batch_size": 2},
     {"name": "left-out", "recipe": "ignoring", "dtype": "float64"},
     {"name": "left-out-micro", "recipe": "ignoring", "dtype": "float64", "micro_batch_size": 2},
     {"name": "left-out-pixels", "recipe": "ignoring", "dtype": "float64", "pixels": 5},

@@ -22,9 +22,12 @@ class Tokens(Recipe):
     samples: int = 101
     log_every: int = 4
     dtype: str = "float32"
+    sparse: bool = False  # gradients of the embedding hold only the rows that were used
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 16)).to(getattr(torch, self.dtype))
+        return nn.Sequential(nn.Embedding(16, 32, sparse=self.sparse), nn.Linear(32, 16)).to(
+            getattr(torch, self.dtype)
+        )
 
     def train_data(self) -> ArrayDataset:
         generator = torch.Generator().manual_seed(3)
