@@ -9,7 +9,7 @@ import pytest
 from test_slurm_render import ONE
 
 from launcher.run_dir import RunDir
-from launcher.slurm_profile import Profile
+from launcher.slurm_profile import Container, Profile
 from launcher.slurm_render import render
 
 # It writes down what it is asked; `job end` answers as told.
@@ -110,8 +110,26 @@ def test_a_line_that_fails_on_a_node_is_noted_in_its_mark(
     assert not (tmp_path / "asked").exists()
 
 
+def test_a_node_that_slurm_ends_in_its_setup_is_not_at_fault(tmp_path: Path) -> None:
+    for line in ("kill $$; sleep 1", "bash -c 'kill $$'"):
+        folder = tmp_path / str(len(line))
+        folder.mkdir()
+        code, _ = run(folder, "node", node_setup=(line,))
+        assert code == 143
+        assert RunDir(folder).node_mark(0).read_text() == "came n7\n"
+
+
+def test_a_container_that_is_not_there_is_noted(tmp_path: Path) -> None:
+    (tmp_path / "apptainer").write_text("#!/bin/bash\nexit 255\n")
+    (tmp_path / "apptainer").chmod(0o755)
+    code, _ = run(tmp_path, "node", container=Container("apptainer", "/nowhere.sif"))
+    assert code == 1
+    failed = RunDir(tmp_path).node_mark(0).read_text().splitlines()[1]
+    assert "ended with exit code 255: apptainer exec" in failed
+
+
 def test_a_node_whose_setup_is_sound_becomes_its_launcher(tmp_path: Path) -> None:
     code, said = run(tmp_path, "node", node_setup=("source ./fine.sh", "set -e"))
     assert code == 0, said
-    assert asked(tmp_path).startswith(f"-m launcher job node {tmp_path} --nproc 1 --nnodes 1")
+    assert f"\n-m launcher job node {tmp_path} --nproc 1 --nnodes 1" in asked(tmp_path)
     assert RunDir(tmp_path).node_mark(0).read_text() == "came n7\n"

@@ -13,18 +13,19 @@ failed() {
     exit 1
 }
 line_failed() {  # unless it is one of a file that a line reads: there it may mean nothing
+    [ "$1" != 143 ] || { trap - EXIT; exit 143; }  # SLURM ended it: no fault of this node
     [ -n "${BASH_SOURCE[2]-}" ] || failed "line $2 of node.sh ended with exit code $1: $3"
 }
 trap 'line_failed $? $LINENO "$BASH_COMMAND"' ERR
 trap 'failed "node.sh was ended by: $BASH_COMMAND"' EXIT
-trap 'trap - EXIT; exit 143' TERM  # SLURM ends it: no fault of this node
+trap 'trap - EXIT; exit 143' TERM
 trap '' USR1  # a stop request that comes before the launcher listens; it is sent again
 echo "came $node" > "$mark"
 
 cd /shared/runs/digits-1/snapshot
+/shared/venv/bin/python -c 'import launcher'
 
 # SLURM_NODEID is this node's own only here: in the batch script it is 0.
-shopt -s execfail
 exec /shared/venv/bin/python -m launcher job node "$1" \
     --nproc 1 --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" \
     --rdzv-endpoint "$LAUNCHER_ENDPOINT"
