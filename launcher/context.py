@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.buckets import settle_buckets
 from launcher.device import claim_gpu, usable_gpus
-from launcher.errors import NOT_READY, BadInput, PeerFailed, TrainingFailed
+from launcher.errors import ANOTHER_WAS_NOT, BadInput, PeerFailed, TrainingFailed
 from launcher.gpus import shared
 from launcher.mark import Marker
 from launcher.model_state import expanded, fill
@@ -157,7 +157,8 @@ class Context:
         if error:
             raise error
         if failed:
-            raise PeerFailed(NOT_READY)
+            words = "another rank could not get ready, or end"
+            raise PeerFailed(ANOTHER_WAS_NOT if mine else words)
         return made
 
     def wrap(self, model: nn.Module) -> nn.Module:

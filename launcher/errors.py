@@ -7,7 +7,8 @@ LauncherError            1
 │   └── RunDirError      2   a run directory that is taken or cannot be written
 ├── TrainingFailed       1   a process of the run failed
 │   ├── NonFiniteLoss    1   the loss, or a weight, became NaN or infinite
-│   ├── NodeFailed        1   one machine, and no rank of it: it hangs or failed its checks
+│   ├── SampleFailed     1   a sample could not be loaded
+│   ├── NodeFailed       1   one machine, and no rank of it: it hangs or failed its checks
 │   └── PeerFailed       1   another rank failed; this one only noticed
 ├── BudgetUsedUp         76  a cluster job started again too often, or without getting on
 └── Stopped              75  stopped on request, can be resumed (EX_TEMPFAIL of sysexits.h)
@@ -17,7 +18,7 @@ LauncherError            1
 from collections.abc import Iterable
 from typing import ClassVar
 
-NOT_READY = "another rank could not get ready, or end"  # what those say that could
+ANOTHER_WAS_NOT = "this rank was ready, and another was not"  # as when a node lacks the data
 
 
 class LauncherError(Exception):

@@ -44,7 +44,7 @@ def _node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
         if isinstance(error, NodeFailed):
             failed = {"error": error.message, "hint": error.hint, "own_fault": error.own_fault}
             write_json(run.node_error(nodes.node_rank), failed)
-            give_others_time(run, nodes.node_rank, nodes.nnodes, nodes.nproc)
+        give_others_time(run, nodes.node_rank, nodes.nnodes, nodes.nproc)
         return error.exit_code
     return 0
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from launcher import mark
-from launcher.errors import NOT_READY
+from launcher.errors import ANOTHER_WAS_NOT
 from launcher.record import Record
 from launcher.run_dir import RunDir, read_json
 
 # The node's script runs; Python does; its disk, clock and name are sound; torch can be imported;
-# all processes can use their devices. After all of them come processes that live, and such as had
-# data and model when another node's had not.
+# all processes can use their devices. After all of them come processes that live, that could load
+# the recipe, and that had data and model when another node's had not.
 Stage = Literal["came", "began", "sound", "loaded", "able"]
 _STAGES: tuple[str, ...] = get_args(Stage)
-_LIVED, _READY = len(_STAGES) + 1, len(_STAGES) + 2
-_PATIENCE_S = 20.0  # for other nodes to come further, or to fail alike
+_LIVED, _RECIPE, _READY = range(len(_STAGES) + 1, len(_STAGES) + 4)
+_PATIENCE_S = 60.0  # for other nodes to come further, or to fail alike
 _NEIGHBOURS = 8  # nodes that are looked at then: each looks, and there may be a thousand
 
 
@@ -59,10 +59,7 @@ def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
     stage = max((at for at, name in enumerate(_STAGES, 1) if name in found), default=0)
     name = next(iter(found.values()), node).strip() or node
     if records := Record.read_all(run, range(node_rank * nproc, (node_rank + 1) * nproc)):
-        trained = any(
-            (mark.read(run.mark(one.rank)) or mark.Mark(0, 0, 0)).steps for one in records
-        )
-        return Came(name, _LIVED) if trained else _lived(name, records)
+        return _lived(run, name, records)
     error = read_json(run.node_error(node_rank)) or {}
     fault = error.get("error", "") if error.get("own_fault") else ""
     if "failed" in found:
@@ -70,13 +67,20 @@ def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
     return Came(name, stage, fault, error.get("hint"))
 
 
-def _lived(name: str, records: Sequence[Record]) -> Came:
-    """Return how far a node came whose processes lived: all nodes make data and model at once."""
-    own = [one for one in records if one.state == "failed" and one.first_cause]
-    if not own and any(one.error == NOT_READY for one in records):
+def _lived(run: RunDir, name: str, records: Sequence[Record]) -> Came:
+    """Return how far a node came whose processes lived; what they say while they train is theirs.
+
+    All nodes make data and model at the same time, and meet behind that.
+    """
+    marks = [run.mark(one.rank) for one in records]
+    if any(found.steps for path in marks if (found := mark.read(path))):
         return Came(name, _READY)
+    own = [one for one in records if one.state == "failed" and one.first_cause]
+    if not own and any(one.error == ANOTHER_WAS_NOT for one in records):
+        return Came(name, _READY)
+    stage = _RECIPE if all(path.exists() for path in marks) else _LIVED
     fault = f"node {name}: rank {own[0].rank}: {own[0].error}".partition("\n")[0] if own else ""
-    return Came(name, _LIVED, fault)
+    return Came(name, stage, fault)
 
 
 def look_at_all(run: RunDir, nproc: int, names: Sequence[str]) -> list[Came]:
@@ -100,15 +104,17 @@ def look_at_all(run: RunDir, nproc: int, names: Sequence[str]) -> list[Came]:
 def to_blame(all_of: Sequence[Came], before: Mapping[str, str]) -> dict[str, str]:
     """Return the nodes whose own fault it was, with the fault: others came further.
 
-    Of a job with one node nobody else tells, but the starts right before it, on other nodes:
-    `before` are the faults found there. What its processes say is then the recipe's.
+    Where no other did, because it was slow, or the only one, a node that alone has a fault is left
+    out, too, unless the start before, on another node, had the same: `before` are the faults found
+    there. What processes say of the recipe and its data needs the proof.
     """
     faulty = [one for one in all_of if one.fault and one.node]
-    if len(all_of) == 1:
-        own = [one for one in faulty if not one.lived]
-        return {one.node: one.fault for one in own if not alike(one, before)}
     farthest = max((one.stage for one in all_of), default=0)
-    return {one.node: one.fault for one in faulty if one.stage < farthest}
+    if proven := {one.node: one.fault for one in faulty if one.stage < farthest}:
+        return proven
+    alone = len(faulty) < len(all_of) or len(all_of) == 1
+    unproven = [one for one in faulty if alone and not one.lived]
+    return {one.node: one.fault for one in unproven if not alike(one, before)}
 
 
 def alike(one: Came, before: Mapping[str, str]) -> list[str]:
@@ -128,12 +134,14 @@ def give_others_time(run: RunDir, node_rank: int, nnodes: int, nproc: int) -> No
 
     For a node that failed: its end is the end of all.
     """
-    mine = look(run, node_rank, nproc).stage
+    mine = look(run, node_rank, nproc)
+    if not mine.fault:  # but the network's, or the training's
+        return
     near = [(node_rank + step) % nnodes for step in range(1, min(nnodes, _NEIGHBOURS + 1))]
     deadline = time.monotonic() + _PATIENCE_S
     while near and time.monotonic() < deadline:
         others = {rank: look(run, rank, nproc) for rank in near}
         failed = [one.fault or run.node_error(rank).exists() for rank, one in others.items()]
-        if any(one.stage > mine for one in others.values()) or all(failed):
+        if any(one.stage > mine.stage for one in others.values()) or all(failed):
             return
         time.sleep(0.5)

@@ -273,6 +273,7 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
     file = RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
     recipe_type = load(file)
     recipe = configure(recipe_type, str(file.path), told["hyperparameters"])
+    run.mark(int(os.environ.get("RANK", "0"))).touch()  # so far a job's node was sound
     context = Context(
         cpu=told["cpu"],
         mixed_precision=recipe.mixed_precision,

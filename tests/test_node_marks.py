@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher import mark, node_marks
-from launcher.errors import NOT_READY, PeerFailed
+from launcher.errors import ANOTHER_WAS_NOT, PeerFailed
 from launcher.node_marks import Came, give_others_time, look_at_all, note, to_blame
 from launcher.record import Record
 from launcher.run_dir import RunDir, write_json
@@ -19,7 +19,8 @@ FULL = "node n1 failed its checks: disk: `/runs` cannot be written"
 CASES = [
     ([(2, "no scratch"), (5, "")], {}, ["n1"]),
     ([(2, "no scratch"), (2, "no scratch")], {}, []),  # all lack it
-    ([(2, "no scratch"), (1, "")], {}, []),  # the other was ended before it could tell
+    ([(2, "no scratch"), (1, "")], {}, ["n1"]),  # the other is slow: nothing is proven, but tried
+    ([(2, "no scratch"), (1, "")], {"n7": "no scratch"}, []),  # in vain
     ([(2, "no scratch"), (3, "no torch"), (4, "")], {}, ["n1", "n2"]),
     ([(5, ""), (5, "")], {}, []),
     ([(2, FULL)], {}, ["n1"]),  # alone: another one is tried,
@@ -70,18 +71,21 @@ def test_a_node_that_never_came_is_not_blamed_where_that_proves_nothing(run: Run
     assert not any(one.fault for one in look_at_all(run, 1, ["n1", "n2"]))
 
 
-def recorded(run: RunDir, rank: int, error: Exception | None) -> None:
+def recorded(run: RunDir, rank: int, error: Exception | None, *, loaded: bool = True) -> None:
     note(run, rank, "began", f"n{rank + 1}")
     record = Record(rank, f"n{rank + 1}", 1, "running", 1.0)
     if error:
         record.end("failed", error)
     record.write(run)
+    if loaded:
+        run.mark(rank).touch()
 
 
-LOST, PEER = FileNotFoundError("no /data"), PeerFailed(NOT_READY)
+LOST, PEER = FileNotFoundError("no /data"), PeerFailed(ANOTHER_WAS_NOT)
 LIVED = [
     ([PEER, LOST], ["n2"]),  # the data are not mounted on one node
     ([LOST, LOST], []),  # nor on the other
+    ([PeerFailed("another rank could not get ready, or end"), LOST], []),  # it only waited
     ([None, LOST], []),  # which was ended before it looked
     ([PeerFailed("rank 1 has gone in the middle of a step"), LOST], []),  # while they trained
     ([LOST], []),  # perhaps it is the recipe's
@@ -102,6 +106,18 @@ def test_a_node_that_lacks_the_data_of_the_others_is_to_blame(
     assert to_blame(look_at_all(run, 1, [one.node for one in found]), {}) == {}
 
 
+def test_a_node_on_which_the_recipe_cannot_be_loaded_is_to_blame(run: RunDir) -> None:
+    missing = ModuleNotFoundError("No module named 'torchvision'")
+    recorded(run, 0, None)
+    recorded(run, 1, missing, loaded=False)
+    names = ["n1", "n2"]
+    assert list(to_blame(look_at_all(run, 1, names), {})) == ["n2"]
+    run.mark(0).unlink()  # the other was ended before it came so far
+    assert to_blame(look_at_all(run, 1, names), {}) == {}
+    recorded(run, 0, missing, loaded=False)
+    assert to_blame(look_at_all(run, 1, names), {}) == {}
+
+
 def test_what_is_the_networks_fault_is_no_nodes(run: RunDir) -> None:
     note(run, 0, "began", "n1")
     write_json(run.node_error(0), {"error": "2 of 4 met", "hint": None, "own_fault": False})
@@ -115,6 +131,8 @@ def test_a_failed_node_waits_for_others_to_come_further_or_to_fail(
     monkeypatch.setattr("time.sleep", slept.append)
     monkeypatch.setattr(node_marks, "_PATIENCE_S", 0.2)
     note(run, 0, "began", "n1")
+    give_others_time(run, 0, 2, 1)  # it has no fault of its own
+    write_json(run.node_error(0), {"error": "no scratch", "hint": None, "own_fault": True})
     give_others_time(run, 0, 1, 1)  # there are no others
     assert slept == []
     give_others_time(run, 0, 2, 1)  # the other says nothing
