@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_slurm_render import CASES
+from test_slurm_render import CASES, GOLDEN
 
 from launcher.slurm_render import render
 from launcher.slurm_template import commands, lacks
@@ -28,6 +28,14 @@ def test_a_script_that_has_everything_lacks_nothing() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_bundled_scripts_lack_nothing(name: str) -> None:
     assert lacks(render(CASES[name]).batch, requeue=CASES[name].requeue) == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_templates_of_an_older_version_go_on_working(name: str) -> None:
+    scripts = render(CASES[name], [GOLDEN / "older"])
+    warned = lacks(scripts.batch, requeue=CASES[name].requeue)
+    assert all(what.startswith("`launcher job requeue`: scontrol asks once") for what in warned)
+    assert len(warned) == CASES[name].requeue
 
 
 TRAP, LINES, BEGIN = "trap 'heard=USR1' USR1  # it's heard", "#SBATCH --signal=B:USR1@120", "begin"
