@@ -10,6 +10,7 @@ import click
 
 from launcher import __version__
 from launcher.errors import LauncherError
+from launcher.files import refused_by_disk
 from launcher.say import say
 
 # Each command: the module that holds it, and its line in `launcher --help`.
@@ -83,12 +84,21 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except LauncherError as error:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            say(error.message, err=True)
-            if error.hint:
-                click.secho("hint: ", fg="cyan", nl=False, err=True)
-                say(error.hint, err=True)
-            ctx.exit(error.exit_code)
+            ctx.exit(_told(error))
+        except OSError as error:
+            if (refusal := refused_by_disk(error)) is None:
+                raise
+            ctx.exit(_told(refusal))
+
+
+def _told(error: LauncherError) -> int:
+    """Print an error; returns its exit code."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    say(error.message, err=True)
+    if error.hint:
+        click.secho("hint: ", fg="cyan", nl=False, err=True)
+        say(error.hint, err=True)
+    return error.exit_code
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

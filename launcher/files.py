@@ -10,11 +10,37 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from launcher.errors import BadInput, LauncherError
+
 # How a file system says that it cannot do a thing at all, and not just now or here.
 CANNOT = {
     *(errno.EPERM, errno.EACCES, errno.EINVAL, errno.EBADF, errno.ENODEV),
     *(errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EMLINK),
 }
+# What is somebody's else, or not what its name says; and what a disk refuses to whoever asks.
+_NOT_YOURS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_SO = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+
+
+def refused_by_disk(error: OSError) -> LauncherError | None:
+    """Return an error of a file or its disk in words; None for any other, which is our mistake."""
+    known = _NOT_YOURS | _NOT_SO | _DISK
+    if error.errno not in known or not isinstance(error.filename, str | os.PathLike):
+        return None
+    path = Path(error.filename)
+    message, hint = f"`{path}`: {error.strerror}", None
+    if error.errno in _NOT_YOURS:
+        hint = f"it is {_owner(path)}'s: work on a copy, or have the right given to you"
+    return (LauncherError if error.errno in _DISK else BadInput)(message, hint=hint)
+
+
+def _owner(path: Path) -> str:
+    """Return whose a file is, or the nearest folder that is there."""
+    for one in (path, *path.parents):
+        with suppress(OSError, KeyError):
+            return one.owner()
+    return "somebody else"
 
 
 def make_folders(path: Path) -> list[Path]:

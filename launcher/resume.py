@@ -54,7 +54,8 @@ def where_it_began(run: RunDir) -> Iterator[None]:
 def is_completed(run: RunDir, epochs: int) -> bool:
     """Whether a run has nothing left to do for so many epochs."""
     result = read_json(run.result) or {}
-    return result.get("state") == "completed" and result.get("epoch", 0) >= epochs
+    epoch = result.get("epoch", 0)
+    return result.get("state") == "completed" and isinstance(epoch, int) and epoch >= epochs
 
 
 def resumed(
@@ -147,6 +148,10 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def check_is_run(run: RunDir) -> None:
     """Raise RunDirError where a folder holds no run."""
-    if not os.path.exists(run.config):  # noqa: PTH110  # the other raises for a name too long
+    try:
+        run.config.stat()
+    except PermissionError:  # whose it is, the command line tells
+        raise
+    except OSError as error:
         hint = "name the folder that `launcher run` printed"
-        raise RunDirError(f"`{run.path}` holds no run", hint=hint)
+        raise RunDirError(f"`{run.path}` holds no run", hint=hint) from error

@@ -245,13 +245,13 @@ class RunDir:
 
 
 class Told(dict[str, Any]):
-    """A config.json; what it should say and does not is the user's matter, told in words."""
+    """What a file of a run says; what it should say and does not is told in words."""
 
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
         super().__init__(values)
-        self._none = f"`{path}` is not the config.json of a run"
-        for key, kind in _KINDS.items():
-            if not isinstance(self.get(key, kind()), kind):
+        self._none = f"`{path}` is not the {path.name} of a run"
+        for key, kind in kinds.items():
+            if key in self and not isinstance(self[key], kind):
                 raise RunDirError(f"{self._none}: its {key} is {self[key]!r}")
 
     def __missing__(self, key: str) -> Any:
@@ -261,7 +261,7 @@ class Told(dict[str, Any]):
 def read_config(path: Path) -> dict[str, Any]:
     """Return a config.json; raises RunDirError when it cannot be read, or a value is no such."""
     try:
-        told = Told(path, _json_object(path.read_text(encoding="utf-8")))
+        told = Told(path, _json_object(path.read_text(encoding="utf-8")), _KINDS)
     except (OSError, ValueError) as error:
         raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
     told["hyperparameters"]  # raises where there are none

@@ -6,16 +6,41 @@ An array is a folder of run directories, named by task number, and a `slurm` fol
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.run_dir import RunDir, read_json, write_json, write_text
+from launcher.errors import RunDirError
+from launcher.run_dir import RunDir, Told, read_json, write_json, write_text
 
 # How an attempt ended. "interrupted": SLURM took the nodes away, by preemption, scancel or because
 # one was lost, or somebody stopped it. "mistake": nothing that a restart mends.
 Verdict = Literal["completed", "timeout", "interrupted", "failed", "mistake"]
+
+
+# What job.json says, where it says it, and each line of attempts.jsonl.
+_ASKED = {
+    **dict.fromkeys(("nproc", "nodes", "max_requeues", "max_failures"), int),
+    **dict.fromkeys(("recipe", "restart"), str),
+    **dict.fromkeys(("array", "exclude"), str | None),
+    "array_task": int | None,
+    "chain": int,
+    "submitted": int | float,
+    "options": dict,
+    **dict.fromkeys(("jobs", "overrides", "grid", "templates", "cancelled"), list),
+}
+_EVENT = {
+    **dict.fromkeys(("event", "job", "nodes"), str),
+    "restart": int,
+    "started": int | float,
+    "verdict": str | None,
+    "code": int | None,
+    "step": int,
+    "ended": int | float | None,
+    "bad_nodes": list,
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +132,8 @@ class SlurmFolder:
 
     def asked(self) -> dict[str, Any]:
         """Return what was asked for, {} for a run that was not submitted."""
-        return read_json(self.job) or {}
+        asked = read_json(self.job)
+        return Told(self.job, asked, _ASKED) if asked else {}
 
     def jobs(self) -> list[Job]:
         """Return the jobs of this run, oldest first; of an array's folder, the arrays."""
@@ -115,8 +141,11 @@ class SlurmFolder:
         task = asked.get("array_task")
         if task is not None:  # the ids of an array are written once, not in each run directory
             asked = self.of_array().asked() | {"own": asked.get("jobs", [])}
-        shared = [Job(**job | {"array_task": task}) for job in asked.get("jobs", [])]
-        return shared + [Job(**job) for job in asked.get("own", [])]
+        try:
+            shared = [Job(**job | {"array_task": task}) for job in asked.get("jobs", [])]
+            return shared + [Job(**job) for job in asked.get("own", [])]
+        except TypeError as error:
+            raise RunDirError(f"`{self.job}` is not the job.json of a run: {error}") from error
 
     def add_job(self, job: Job) -> None:
         """Note a job that was submitted."""
@@ -192,14 +221,14 @@ class SlurmFolder:
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         try:
-            lines = self.attempts_file.read_text(encoding="utf-8").splitlines()
+            lines = self.attempts_file.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return
         for line in lines:
-            try:
-                yield dict(json.loads(line))
-            except ValueError:  # cut short by a full disk or a killed writer
-                continue
+            with suppress(ValueError):  # cut short by a full disk or a killed writer
+                event = json.loads(line)
+                if isinstance(event, dict) and _is_event(event):
+                    yield event
 
     def _append(self, event: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -207,3 +236,12 @@ class SlurmFolder:
             file.write(json.dumps(event) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _is_event(event: Mapping[str, Any]) -> bool:
+    """Whether a line tells of a start or an end, and of nothing that is not known."""
+    known = all(key in _EVENT and isinstance(event[key], _EVENT[key]) for key in event)
+    needed = (
+        {"job", "restart", "nodes", "started"} if event.get("event") == "start" else {"verdict"}
+    )
+    return known and {"event", *needed} <= event.keys()
