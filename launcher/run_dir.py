@@ -11,6 +11,7 @@ from typing import Any
 from launcher.errors import RunDirError
 from launcher.files import make_folders, remove_empty, written
 from launcher.masks import masked
+from launcher.told import Told
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
@@ -242,20 +243,6 @@ class RunDir:
             return _json_object(lines[-1]) if lines else {}
         except (OSError, ValueError):
             return {}
-
-
-class Told(dict[str, Any]):
-    """What a file of a run says; what it should say and does not is told in words."""
-
-    def __init__(self, path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self._none = f"`{path}` is not the {path.name} of a run"
-        for key, kind in kinds.items():
-            if key in self and not isinstance(self[key], kind):
-                raise RunDirError(f"{self._none}: its {key} is {self[key]!r}")
-
-    def __missing__(self, key: str) -> Any:
-        raise RunDirError(f"{self._none}: it has no {key}")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import RunDirError
-from launcher.run_dir import RunDir, Told, read_json, write_json, write_text
+from launcher.run_dir import RunDir, read_json, write_json, write_text
+from launcher.told import Told
 
 # How an attempt ended. "interrupted": SLURM took the nodes away, by preemption, scancel or because
 # one was lost, or somebody stopped it. "mistake": nothing that a restart mends.

@@ -18,6 +18,7 @@ FLOOR = {
     "errors",
     "files",
     "masks",
+    "told",
     "say",
     "credentials",
     "run_dir",

@@ -1,0 +1,21 @@
+"""What the files of a run say: they may be foreign, old or broken, and are then told in words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import RunDirError
+
+
+class Told(dict[str, Any]):
+    """What a file of a run says; what it should say and does not is told in words."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._none = f"`{path}` is not the {path.name} of a run"
+        for key, kind in kinds.items():
+            if key in self and not isinstance(self[key], kind):
+                raise RunDirError(f"{self._none}: its {key} is {self[key]!r}")
+
+    def __missing__(self, key: str) -> Any:
+        raise RunDirError(f"{self._none}: it has no {key}")
