@@ -138,7 +138,7 @@ def _reason(error: Exception) -> str:
 
 def main(arguments: list[str]) -> int:
     """Mirror a run directory: RUN_DIR, online, offline, fallback or sync; returns the exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # they are for training; here the launcher tells
     path, mode, *word = arguments
     run = RunDir(Path(path))
