@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from textwrap import shorten
 from types import FrameType
 
 import psutil
@@ -57,7 +58,7 @@ def _end_what_is_left() -> None:
         time.sleep(0.02)
     for process in left:
         with suppress(psutil.Error, OSError):  # it has ended, or the console is gone
-            words = " ".join(process.cmdline()) or process.name()
+            words = shorten(" ".join(process.cmdline()) or process.name(), 70)
             told = f"the run left process {process.pid} behind, which is ended now: {words}"
             print(f"WARNING: {told}", flush=True)
     kill_children(os.getpid())

@@ -31,7 +31,7 @@ from launcher.recipe import Recipe
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_bytes
 from launcher.supervise import HangWatch, Supervisor
-from launcher.verdict import verdict
+from launcher.verdict import asked, verdict
 from launcher.wandb_run import Ending
 
 _ID = "PET_RDZV_ID"  # environment variable: the rendezvous id, of torchrun's own
@@ -280,9 +280,11 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)
-    error = verdict(run, ranks, [nodes.node_rank], code, _asked(supervisor, run))
+    because = asked(run, supervisor.hang, stop=supervisor.requests > 0)
+    error = verdict(run, ranks, [nodes.node_rank], code, because)
     if error and supervisor.forced:
-        return Interrupted("ended at once, on a second request", hint=_how_to_resume(run))
+        hint = f"launcher resume {shown(run.path)}"
+        return Interrupted("ended at once, on a second request", hint=hint)
     if error and not supervisor.requests and not any(run.record(r).exists() for r in job.ranks):
         # They did not come to their own first line: torch is not there, or not whole.
         words = f"on {socket.gethostname()} {error.message}"
@@ -290,21 +292,7 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     return error
 
 
-def _asked(supervisor: Supervisor, run: RunDir) -> LauncherError | None:
-    """Return why this machine's processes were ended or asked to stop, None where they were not."""
-    if supervisor.hang:
-        hint = f"the stacks of all ranks are in {shown(run.logs)}"
-        return NodeFailed(supervisor.hang, hint=hint)
-    if supervisor.requests:
-        return Stopped("stopped on request before its first step", hint=_how_to_resume(run))
-    return None
-
-
 def _steps_done(job: Launch) -> int:
     """Return the step that the last attempt came to, on any rank of this machine."""
     marks = [mark.read(job.run.mark(rank)) for rank in job.ranks]
     return max((found.steps for found in marks if found), default=0)
-
-
-def _how_to_resume(run: RunDir) -> str:
-    return f"launcher resume {shown(run.path)}"

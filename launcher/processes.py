@@ -154,12 +154,16 @@ def children(pid: int, *, recursive: bool) -> list[psutil.Process]:
 
 
 def living_children(pid: int) -> list[psutil.Process]:
-    """Return all that descend from a process and have not ended; the ended are waited for."""
+    """Return all that descend from a process and have not ended; the ended are waited for.
+
+    All but Python's own that clears up shared memory behind others, and then ends.
+    """
     living = []
     for process in children(pid, recursive=True):
         with suppress(psutil.NoSuchProcess, ChildProcessError):
             if process.status() != psutil.STATUS_ZOMBIE:
-                living.append(process)
+                if not any("multiprocessing.resource_tracker" in w for w in process.cmdline()):
+                    living.append(process)
             elif process.ppid() == os.getpid():
                 os.waitpid(process.pid, os.WNOHANG)
     return living

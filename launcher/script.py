@@ -79,7 +79,8 @@ def main(recipe_type: type[Recipe]) -> None:
     last_without_console()
     code = _run_as_script(recipe, file, run_path, context)
     # Where a rank has failed, leaving the group might wait for it (NCCL).
-    leave(code, context.close if code in (0, Stopped.exit_code) else None)
+    whole = code in (0, Stopped.exit_code)
+    leave(code, context.close if whole else None, unguarded=True)
 
 
 def _script_arguments(words: list[str]) -> tuple[list[str], Path | None]:

@@ -15,12 +15,12 @@ def verdict(
     ranks: Sequence[int],
     node_ranks: Sequence[int],
     exit_code: int,
-    asked: LauncherError | None = None,
+    because: LauncherError | None = None,
 ) -> LauncherError | None:
     """Return what went wrong with some ranks of a run, of some machines; None if they completed.
 
-    What ranks have written down stands, whatever happened to them afterwards. `asked` is why the
-    launcher ended the processes (NodeFailed), or asked them to stop (Stopped), where it did.
+    What ranks have written down stands, whatever happened to them afterwards. `because` is what
+    `asked` returns.
     """
     records = Record.read_all(run, ranks)
     result = read_json(run.result) or {}
@@ -39,17 +39,27 @@ def verdict(
         exits.setdefault("0", exit_code)
     stopped = [record for record in records if record.state == "stopped"]
     said = any(record.state == "failed" and record.first_cause for record in records)
-    if isinstance(asked, NodeFailed) and not said and len(stopped) < len(records or [None]):
-        return asked  # it killed those that said nothing
+    if isinstance(because, NodeFailed) and not said and len(stopped) < len(records or [None]):
+        return because  # it killed those that said nothing
     failed = first_failure(records, run, exits)
     if failed is None and stopped:
         return Stopped(stopped[0].error, hint=f"launcher resume {shown(run.path)}")
-    if found := failed or asked:
+    if found := failed or because:
         return found
     return TrainingFailed(
         f"the run {_end(exit_code)} before any process could say why",
         hint=next(filter(None, (_tail(run.agent(node_rank)) for node_rank in node_ranks)), None),
     )
+
+
+def asked(run: RunDir, hang: str | None, *, stop: bool) -> LauncherError | None:
+    """Return why processes were ended (they hang) or asked to `stop`, None where they were not."""
+    if hang:
+        return NodeFailed(hang, hint=f"the stacks of all ranks are in {shown(run.logs)}")
+    if stop:
+        hint = f"launcher resume {shown(run.path)}"
+        return Stopped("stopped on request before its first step", hint=hint)
+    return None
 
 
 def first_failure(
