@@ -3,8 +3,9 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from launcher.doctor import vet
 from launcher.errors import BadInput, NodeFailed, Stopped, TrainingFailed
@@ -22,24 +23,28 @@ def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
 
     A stop on request is 0 here: srun would kill the other nodes in the middle of their saving.
     """
+    name = env.get("SLURMD_NODENAME", socket.gethostname())
+    asked = partial(note, run, nodes.node_rank, "asked", name)
     try:
         with orderly(Stopped("stopped on request")):
-            return _node(run, nodes, env)
+            return _node(run, nodes, name, env, asked)
     except Stopped:
+        asked()
         return 0
 
 
-def _node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
+def _node(
+    run: RunDir, nodes: Nodes, name: str, env: Mapping[str, str], asked: Callable[[], None]
+) -> int:
     told = run.read_config()
     if is_completed(run, told["hyperparameters"]["epochs"]):
         return 0
-    name = env.get("SLURMD_NODENAME", socket.gethostname())
     note(run, nodes.node_rank, "began", name)
     os.environ[LOADED] = str(run.node_mark(nodes.node_rank))
     try:
         with _scratch(env.get("LAUNCHER_SCRATCH"), name):
             _look_at_node(run, nodes, name)
-            launch(Launch(run, run, nodes, resumed=told, managed=True))
+            launch(Launch(run, run, nodes, resumed=told, managed=True, on_stop=asked))
     except TrainingFailed as error:  # the job's own summary, of all nodes, comes at its end
         if isinstance(error, NodeFailed):
             failed = {"error": error.message, "hint": error.hint, "own_fault": error.own_fault}

@@ -6,7 +6,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +184,7 @@ class Launch:
     resumed: Mapping[str, Any] | None = None  # what a run that exists goes on with
     made: Sequence[Path] | None = None  # folders made for a run that is new
     managed: bool = False  # by a SLURM job, which judges and notes how all machines ended
+    on_stop: Callable[[], None] | None = None  # called at the first request to stop
 
     @property
     def ranks(self) -> range:
@@ -249,7 +250,7 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
     A failure is followed by another attempt, from the last checkpoint, up to `max_restarts` times;
     but a run that fails again without a step that is new has a bug, which no restart mends.
     """
-    supervisor, farthest = Supervisor(patient=job.managed), -1
+    supervisor, farthest = Supervisor(patient=job.managed, on_stop=job.on_stop), -1
     for restarts_left in range(job.max_restarts, -1, -1):
         error = _attempt(job, told, supervisor)
         if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:

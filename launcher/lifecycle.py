@@ -20,7 +20,7 @@ from launcher.errors import (
 )
 from launcher.launch import Nodes, threads_of
 from launcher.node_marks import Came, alike, look_at_all, to_blame
-from launcher.record import write_result
+from launcher.record import Record, write_result
 from launcher.resume import is_completed, resumed
 from launcher.run_dir import RunDir, read_json
 from launcher.slurm import hostnames, job_state
@@ -166,13 +166,22 @@ def _cause(
 ) -> LauncherError:
     """Return what ended an attempt: a node, a rank, or somebody's request to stop."""
     by_node, ranks = _node_error(run), range(told["world_size"])
-    if stopped and by_node is None and not any(run.record(rank).exists() for rank in ranks):
+    # SLURM may ask steps alone. Not all nodes: srun asks the others when one of them has failed.
+    stopped = stopped or all(one.asked for one in came)
+    if stopped and by_node is None and not _had_begun(run, ranks):
         return Stopped("stopped on request, before training began")
     faulty = [one for one in came if one.fault and not one.lived]
     blamed = to_blame(came, {})
     if first := next(iter([*(one for one in faulty if one.node in blamed), *faulty]), None):
         return NodeFailed(first.fault, hint=first.hint)
     return by_node or verdict(run, ranks, range(told["nodes"]), code) or Stopped("stopped")
+
+
+def _had_begun(run: RunDir, ranks: Sequence[int]) -> bool:
+    """Whether a process had done or said anything: one that starts does not hear a request yet."""
+    records = Record.read_all(run, ranks)
+    marks = [mark.read(run.mark(record.rank)) for record in records]
+    return any(one.state != "running" for one in records) or any(one and one.steps for one in marks)
 
 
 def _note_bad_nodes(

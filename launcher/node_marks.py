@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from launcher import mark
@@ -21,6 +21,7 @@ from launcher.run_dir import RunDir, read_json
 # all processes can use their devices. After all of them come processes that live, that could load
 # the recipe, and that had data and model when another node's had not.
 Stage = Literal["came", "began", "sound", "loaded", "able"]
+Word = Stage | Literal["asked"]  # to stop: what dies then is no failure
 _STAGES: tuple[str, ...] = get_args(Stage)
 _LIVED, _RECIPE, _READY = range(len(_STAGES) + 1, len(_STAGES) + 4)
 _PATIENCE_S = 60.0  # for other nodes to come further, or to fail alike
@@ -35,6 +36,7 @@ class Came:
     stage: int  # how many stages it came to
     fault: str = ""  # of its own, in words; "" where it told none
     hint: str | None = None
+    asked: bool = False  # to stop
 
     @property
     def lived(self) -> bool:
@@ -42,7 +44,7 @@ class Came:
         return self.stage >= _LIVED
 
 
-def note(run: RunDir, node_rank: int, stage: Stage, node: str) -> None:
+def note(run: RunDir, node_rank: int, stage: Word, node: str) -> None:
     """Note that a node has come to a stage; a full or lost disk is found by others."""
     with suppress(OSError), run.node_mark(node_rank).open("a", encoding="utf-8") as file:
         file.write(f"{stage} {node}\n")
@@ -54,8 +56,12 @@ def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:
         lines = run.node_mark(node_rank).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return Came(node, 0)
-    told = [line.partition(" ") for line in lines]
-    found = {word: rest for word, _, rest in told}
+    found = {word: rest for word, _, rest in (line.partition(" ") for line in lines)}
+    came = _look(run, node_rank, nproc, node, found)
+    return replace(came, asked="asked" in found)
+
+
+def _look(run: RunDir, node_rank: int, nproc: int, node: str, found: Mapping[str, str]) -> Came:
     stage = max((at for at, name in enumerate(_STAGES, 1) if name in found), default=0)
     name = next(iter(found.values()), node).strip() or node
     if records := Record.read_all(run, range(node_rank * nproc, (node_rank + 1) * nproc)):

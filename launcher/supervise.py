@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -89,8 +89,8 @@ class Supervisor:
     So do shells when a connection is lost, and SIGUSR1 comes before SIGTERM.
     """
 
-    def __init__(self, *, patient: bool = False) -> None:
-        self._patient = patient
+    def __init__(self, *, patient: bool = False, on_stop: Callable[[], None] | None = None) -> None:
+        self._patient, self._on_stop = patient, on_stop
         self.requests = 0  # to stop, by any signal
         self._urgent = 0  # by those that somebody sends
         self.forced = False
@@ -153,6 +153,8 @@ class Supervisor:
         if not self.requests:
             again = "" if self._patient else "; Ctrl-C again stops at once"
             print(f"stopping after this step{again}", file=sys.stderr)
+            if self._on_stop:  # now: SLURM may lose its patience
+                self._on_stop()
         self.requests += 1
 
 

@@ -14,6 +14,7 @@ import pytest
 from training import clean_environment, wait_for
 
 from launcher.config import describe
+from launcher.node_marks import look
 from launcher.recipe_file import find, outline
 from launcher.run_dir import RunDir, write_json
 from launcher.slurm_job import SlurmFolder
@@ -102,3 +103,4 @@ def test_checks_that_are_ended_leave_nothing_behind(tmp_path: Path) -> None:
     assert list(scratch.iterdir()) == []
     left = {path.name for path in run.path.rglob("*")} - before
     assert left == {run.node_mark(0).name}
+    assert look(run, 0, nproc=2).asked

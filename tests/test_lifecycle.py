@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher import lifecycle, lock, mark, slurm_turn
+from launcher import lifecycle, lock, mark, node_marks, slurm_turn
 from launcher.errors import (
     BadInput,
     BudgetUsedUp,
@@ -21,7 +21,7 @@ from launcher.errors import (
     TrainingFailed,
 )
 from launcher.lifecycle import Budgets, Here, answer, judge
-from launcher.record import Record
+from launcher.record import Record, State
 from launcher.run_dir import RunDir, write_json
 from launcher.slurm_job import Attempt, SlurmFolder, Verdict
 
@@ -229,6 +229,23 @@ def test_a_start_that_is_ended_during_its_checks_was_stopped(
     result = json.loads(run.result.read_text())
     assert result["state"] == "stopped"
     assert result["error"] == "stopped on request, before training began"
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "code"),
+    [((0, 1), "running", 75), ((1,), "running", 1), ((0, 1), "failed", 1)],
+)
+def test_who_is_ended_while_starting_was_stopped_where_all_nodes_were_asked(
+    tmp_path: Path, asked: tuple[int, ...], state: State, code: int
+) -> None:
+    run = submitted(tmp_path, max_failures=0)
+    lifecycle.begin(run, HERE)
+    for rank in range(2):
+        recorded(run, rank, state=state)
+    for node in asked:
+        node_marks.note(run, node, "asked", f"n{node + 1}")
+    end = lifecycle.end(run, replace(HERE, nodes="n1,n2"), 137, "")
+    assert end.code == code, end.message
 
 
 def test_a_new_submission_has_new_budgets(tmp_path: Path) -> None:
