@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from launcher.errors import BadInput, DataError
-from launcher.processes import die_with_parent
+from launcher.processes import allow_open_files, die_with_parent
 from launcher.recipe import Recipe
 from launcher.recipe_file import RecipeFile, file_of, load
 from launcher.sampler import ShardSampler
@@ -26,6 +26,7 @@ T = TypeVar("T")
 # Workers hand over tensors at a socket `TMPDIR/pymp-XXXXXXXX/listener-XXXXXXXX`; such a path has
 # at most 107 bytes on Linux. Where it is longer they wait for ever.
 _LONGEST_TMPDIR = 107 - len("/pymp-XXXXXXXX/listener-XXXXXXXX")
+_FEW_FILES = 1024
 
 
 def loaded_by_workers(
@@ -35,12 +36,7 @@ def loaded_by_workers(
 
     Raises BadInput where they could not hand anything over.
     """
-    folder = tempfile.gettempdir()
-    if (length := len(os.fsencode(folder))) > _LONGEST_TMPDIR:
-        raise BadInput(
-            f"TMPDIR has {length} letters, and data workers need one of at most {_LONGEST_TMPDIR}",
-            hint="set TMPDIR to a folder with a shorter path, or load without them: num_workers=0",
-        )
+    _check_system(sampler.rank)
     leaving = multiprocessing.RawValue("b", 0)  # 1 when this process does
     atexit.register(setattr, leaving, "value", 1)  # before multiprocessing ends its own
     loader: DataLoader[T] = DataLoader(
@@ -68,6 +64,22 @@ def loaded_by_workers(
             ) from error
 
     return epoch
+
+
+def _check_system(rank: int) -> None:
+    """Raise BadInput where data workers can hand nothing over, and warn where they might not."""
+    folder = tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > _LONGEST_TMPDIR:
+        raise BadInput(
+            f"TMPDIR has {length} letters, and data workers need one of at most {_LONGEST_TMPDIR}",
+            hint="set TMPDIR to a folder with a shorter path, or load without them: num_workers=0",
+        )
+    if (files := allow_open_files()) < _FEW_FILES and rank == 0:
+        print(
+            f"WARNING: processes may open no more than {files} files here (`ulimit -Hn`), and each "
+            "tensor that a data worker has ready is one: with too few, loading stops for ever",
+            flush=True,
+        )
 
 
 def handed_over(made: Any, recipe: Recipe) -> tuple[Any, ...]:

@@ -133,8 +133,8 @@ def _quota(folder: Path, version: int) -> float:
     return int(quota) / int(period)
 
 
-def allow_open_files() -> None:
-    """Let this process, and those it starts, open many files, as far as the system allows.
+def allow_open_files() -> int:
+    """Let this process, and those it starts, open many files; returns how many.
 
     Each connection to a rank is one, and so is each tensor that a data worker hands over.
     """
@@ -143,6 +143,8 @@ def allow_open_files() -> None:
     wanted = _MANY_FILES if hard == unlimited else min(_MANY_FILES, hard)
     if soft != unlimited and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return soft if soft != unlimited else wanted
 
 
 def children(pid: int, *, recursive: bool) -> list[psutil.Process]:

@@ -125,6 +125,15 @@ def test_a_folder_for_temporary_files_with_a_long_name_is_refused(
 
 
 @pytest.mark.slow
+def test_where_no_more_open_files_are_allowed_it_says_so(tmp_path: Path) -> None:
+    words = f"debug {SAMPLED} num_workers=1 --steps 1"
+    shell = f"ulimit -n 500 && exec {sys.executable} -m launcher {words}"
+    done = command("bash", "-c", shell, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: processes may open no more than 500 files here (`ulimit -Hn`)" in done.stdout
+
+
+@pytest.mark.slow
 def test_the_longest_name_that_is_let_through_works(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="x" * 62) as folder:
         assert len(folder) == 75
