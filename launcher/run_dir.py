@@ -245,10 +245,14 @@ class RunDir:
             return {}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return a config.json; raises RunDirError when it cannot be read, or a value is no such."""
+def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:
+    """Return a config.json; raises RunDirError when it cannot be read, or a value is no such.
+
+    Who only wants `to_look` at the run takes all values but the hyperparameters as they are.
+    """
+    kinds = {"hyperparameters": dict} if to_look else _KINDS
     try:
-        told = Told(path, _json_object(path.read_text(encoding="utf-8")), _KINDS)
+        told = Told(path, _json_object(path.read_text(encoding="utf-8")), kinds)
     except (OSError, ValueError) as error:
         raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
     told["hyperparameters"]  # raises where there are none

@@ -16,7 +16,7 @@ import psutil
 from launcher import lock
 from launcher.hyperparameters import shown
 from launcher.masks import masked_config
-from launcher.run_dir import RunDir, read_json
+from launcher.run_dir import RunDir, read_config, read_json
 
 # "killed": it has begun, tells no end, and nobody living holds its lock. "new": it has not begun.
 State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
@@ -65,7 +65,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def summary(path: Path) -> RunSummary:
     """Return a run in a few numbers; raises RunDirError where a folder holds none."""
     run = RunDir(path)
-    config = masked_config(run.read_config())
+    config = masked_config(read_config(run.config, to_look=True))
     state, result = _ending(run)
     train, tests = _newest(run.metrics)
     test = tests[-1] if tests else {}
