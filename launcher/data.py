@@ -6,13 +6,11 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
 from launcher.arrays import ArrayDataset
 from launcher.data_workers import loaded_by_workers
-from launcher.device import CPU, moved, prefetched
+from launcher.device import CPU, prefetched, to_device
 from launcher.errors import DataError, RecipeError
 from launcher.fetching import Failed, Fetcher, Shard, SizedData, in_memory
 from launcher.processes import cores
@@ -78,8 +76,7 @@ class Loader:
         return prefetched(map(self._moved, shards), self._stream) if self._stream else shards
 
     def _moved(self, shard: Shard) -> Shard:
-        there = partial(moved, device=self.device)
-        return cast("Shard", pytree.tree_map_only(Tensor, there, shard))
+        return cast("Shard", to_device(shard, self.device))
 
 
 def _is_small(dataset: SizedData, device: torch.device) -> bool:

@@ -1,11 +1,13 @@
 """Which GPU is a process's own, how it computes, and copies to and from it nobody waits for."""
 
+import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -124,9 +126,54 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on the device; a copy to a GPU is from pinned memory, not waited for."""
-    if device.type != "cuda" or tensor.is_cuda:
+    if device.type in ("cpu", tensor.device.type):
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    source = tensor.pin_memory() if device.type == "cuda" else tensor
+    return source.to(device, non_blocking=True)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Return a batch with all its tensors on a device.
+
+    Taken are containers of torch and Python, dataclasses, and what knows by itself how to go there,
+    by a method `to`: batches of tokenizers and graphs, packed sequences.
+    """
+    if isinstance(batch, Tensor):
+        return moved(batch, device)
+    if callable(to := getattr(batch, "to", None)) and not isinstance(batch, type):
+        return to(device)
+    if isinstance(batch, tuple | list):
+        parts = [to_device(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, MutableMapping):
+        there: Any = copy(batch)  # of its own kind, with whatever else it holds
+        there.update({key: to_device(value, device) for key, value in batch.items()})
+        return there
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        there = copy(batch)
+        for field in dataclasses.fields(batch):
+            # By the base class: a batch may be frozen.
+            object.__setattr__(there, field.name, to_device(getattr(batch, field.name), device))
+        return there
+    return batch
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Give all tensors that a batch refers to, in whatever it is made of."""
+    seen: set[int] = set()
+    left = [batch]
+    while left:
+        part = left.pop()
+        if id(part) in seen or isinstance(part, str | bytes | type | ModuleType):
+            continue
+        seen.add(id(part))
+        if isinstance(part, Tensor):
+            yield part
+        else:
+            left += part.values() if isinstance(part, Mapping) else ()
+            left += part if isinstance(part, tuple | list | set) else ()
+            left += vars(part).values() if hasattr(part, "__dict__") else ()
+            left += [getattr(part, name, None) for name in getattr(part, "__slots__", ())]
 
 
 def prefetched(batches: Iterator[T], side: torch.cuda.Stream) -> Iterator[T]:
@@ -143,10 +190,9 @@ def prefetched(batches: Iterator[T], side: torch.cuda.Stream) -> Iterator[T]:
 
     def receive(batch: T) -> T:
         main.wait_stream(side)
-        for tensor in pytree.tree_leaves(batch):
-            if isinstance(tensor, Tensor):
-                for part in _parts(tensor):
-                    part.record_stream(main)  # side's memory: not reused before main is done
+        for tensor in tensors_in(batch):
+            for part in _parts(tensor):
+                part.record_stream(main)  # side's memory: not reused before main is done
         return batch
 
     return one_ahead(iter(send, None), receive)

@@ -2,19 +2,33 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections import UserDict, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from test_data import batches, digits, same
+from torch.nn.utils.rnn import pack_sequence
 
 from launcher import data as data_module
 from launcher import device
 from launcher.arrays import ArrayDataset
 from launcher.data import Loader
-from launcher.device import CPU, moved, on_host, one_ahead, prefetched, reserve, set_arithmetic
+from launcher.device import (
+    CPU,
+    moved,
+    on_host,
+    one_ahead,
+    prefetched,
+    reserve,
+    set_arithmetic,
+    tensors_in,
+    to_device,
+)
 from launcher.fetching import Shard
 from launcher.recipe import Recipe
 from launcher.sampler import ShardSampler
@@ -93,6 +107,74 @@ def test_a_batch_is_made_on_the_side_and_kept_until_the_main_stream_is_done(
         *("side makes 0", "main waits for side", "main uses 0", "side makes 1", "main computes 0"),
         *("main waits for side", "main uses 1", "main computes 1"),
     ]
+
+
+class Words(UserDict[str, Any]):
+    """A tokenizer's batch, like BatchEncoding: it holds more than its items."""
+
+    def __init__(self, items: dict[str, Any], source: str = "") -> None:
+        super().__init__(items)
+        self.source = source
+
+
+class Graph:
+    """Knows by itself how to go to a device, and where its tensors are."""
+
+    __slots__ = ("edges",)
+
+    def __init__(self, edges: torch.Tensor) -> None:
+        self.edges = edges
+
+    def to(self, device: torch.device) -> "Graph":
+        return Graph(self.edges.to(device))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    x: torch.Tensor
+    boxes: list[torch.Tensor]
+    name: str = "no tensor"
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def numbers() -> torch.Tensor:
+    return torch.arange(3.0)
+
+
+BATCHES: dict[str, tuple[Callable[[], Any], int]] = {  # and how many tensors are in it
+    "tensor": (numbers, 1),
+    "list": (lambda: [numbers(), (numbers(), 5, "text", None)], 2),
+    "namedtuple": (lambda: Pair(numbers(), {"y": numbers()}), 2),
+    "defaultdict": (lambda: defaultdict(list, x=[numbers()]), 1),
+    "words": (lambda: Words({"ids": numbers(), "mask": [numbers()]}, "de"), 2),
+    "dataclass": (lambda: Labelled(numbers(), [numbers(), numbers()]), 3),
+    "packed": (lambda: pack_sequence([numbers(), numbers()[:2]]), 2),
+    "graph": (lambda: [Graph(numbers())], 1),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_all_tensors_of_a_batch_are_found_and_sent_whatever_holds_them(name: str) -> None:
+    make, count = BATCHES[name]
+    before = make()
+    there = to_device(before, torch.device("meta"))  # a device that every machine has
+    assert type(there) is type(before)
+    found = list(tensors_in(there))
+    assert len(found) == count
+    stay = name == "packed"  # the sizes of its batches are the host's
+    assert sum(tensor.is_meta for tensor in found) == count - stay
+    assert not any(tensor.is_meta for tensor in tensors_in(before))
+    assert getattr(there, "source", "de") == "de"
+
+
+def test_a_batch_that_refers_to_itself_is_looked_through_once() -> None:
+    batch: list[Any] = [numbers()]
+    batch += [batch, Words({"again": batch})]
+    assert len(list(tensors_in(batch))) == 1
 
 
 def test_an_epoch_that_ends_early_leaves_nothing_behind_for_the_next() -> None:
