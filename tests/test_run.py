@@ -65,6 +65,7 @@ def test_what_configures_accelerate_changes_nothing_of_a_run(tmp_path: Path) -> 
     done = launcher(*words, "run", cwd=tmp_path, env=env | OTHER_WORLD)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/logs/rank-1.log").read_text().startswith("GPUs: 7\n")
+    env["CUDA_VISIBLE_DEVICES"] = ""
     done = command(sys.executable, "mine.py", "--run-dir", "own", cwd=tmp_path, env=env)
     assert done.returncode == 2
     assert done.stderr.startswith("error: Accelerate was told to use FSDP, which a recipe is not")
