@@ -1,120 +1,57 @@
 """The agent of one node: `accelerate launch` (so torchrun) with its rough edges taken off.
 
-It meets its own processes on loopback where all are on this machine, and it says in a file which
-of them failed. Started as `python -m launcher.start agent EXITS FORKS ARGS…`, where ARGS are those
-of `accelerate launch`, and FORKS is how many workers are forked from here: all, or 0.
+It meets the agents of other machines, and its own processes, as `launcher.meeting` says, and tells
+in a file which of them failed. Started as `python -m launcher.start agent EXITS FORKS ARGS…`: ARGS
+are those of `accelerate launch`, and FORKS is how many workers are forked from here: all, or 0.
 """
 
 import signal
-import socket
 import time
+from argparse import Namespace
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed import (  # type: ignore[attr-defined]  # torch exports them dynamically
-    PrefixStore,
-    Store,
-    TCPStore,
-)
 from torch.distributed.elastic.multiprocessing import PContext, api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
-    RendezvousInfo,
-    RendezvousParameters,
-    RendezvousStoreInfo,
-    rendezvous_handler_registry,
-)
+from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
 from launcher import mark, probe, worker
 from launcher.forks import stand_in
 from launcher.leave import leave
+from launcher.meeting import Alone, Meeting
 from launcher.run_dir import RunDir, write_json
 
-_HOST = "127.0.0.1"
 _GRACE_S = 5  # what workers get to end by themselves when another has failed
 _POLL_S = 0.05
-
-
-class LoopbackRendezvous(RendezvousHandler):
-    """One node meets itself: a store that listens on 127.0.0.1 only, on a port of the kernel's.
-
-    Every stock rendezvous listens on all interfaces, whatever address it is told, and picks a
-    port that somebody else may take before it is used. Here the socket is bound before the store
-    gets it, so that two runs can neither collide nor meet.
-    """
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
-        self._store: Store | None = None
-        self._port = 0
-
-    def get_backend(self) -> str:
-        """Name this kind of rendezvous."""
-        return "loopback"
-
-    @property
-    def use_agent_store(self) -> bool:
-        """Let workers use the agent's store: one port in all."""
-        return True
-
-    def next_rendezvous(self) -> RendezvousInfo:
-        """Return the store and this node's place: the only one."""
-        if self._store is None:
-            listener = socket.create_server((_HOST, 0))
-            self._port = listener.getsockname()[1]
-            self._store = TCPStore(
-                _HOST,
-                self._port,
-                is_master=True,
-                timeout=timedelta(minutes=5),
-                wait_for_workers=False,
-                master_listen_fd=listener.detach(),
-            )
-        store = PrefixStore(self._run_id, self._store)
-        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(_HOST, self._port))
-
-    def is_closed(self) -> bool:
-        """Say that it is open."""
-        return False
-
-    def set_closed(self) -> None:
-        """Need no closing."""
-
-    def num_nodes_waiting(self) -> int:
-        """Say that no node waits."""
-        return 0
-
-    def get_run_id(self) -> str:
-        """Return the id of the run."""
-        return self._run_id
-
-    def shutdown(self) -> bool:
-        """Need no shutting down."""
-        return True
 
 
 def main(argv: list[str]) -> NoReturn:
     """Run `accelerate launch` with these arguments; leaves with 0, or 1 where a worker failed."""
     _leave_requests_to_the_launcher()
-    rendezvous_handler_registry.register("loopback", _create)
     exits, forks, *arguments = argv
     _end_survivors_soon(RunDir(Path(arguments[-2])))
     if int(forks):
         what, run, spec = arguments[-3:]
         does = {"worker": worker.main, "probe": probe.main}[what]
         stand_in(int(forks), lambda: does([run, spec]))
+    asked = launch_command_parser().parse_args(arguments)
+    _offer_ways_to_meet(asked)
     try:
-        launch_command(launch_command_parser().parse_args(arguments))
+        launch_command(asked)
     except ChildFailedError as error:
         codes = {str(rank): failure.exitcode for rank, failure in error.failures.items()}
         write_json(Path(exits), codes)
         leave(1)
     leave(0)
+
+
+def _offer_ways_to_meet(asked: Namespace) -> None:
+    host, rank = asked.main_process_ip, int(asked.machine_rank or 0)
+    rendezvous_handler_registry.register("loopback", Alone)
+    rendezvous_handler_registry.register("meeting", lambda told: Meeting(told, host, rank))
 
 
 def _leave_requests_to_the_launcher() -> None:
@@ -163,7 +100,3 @@ def _let_saves_end(marks: list[Path], somebody_lives: Callable[[], bool]) -> Non
 
 def _beats(marks: list[Path]) -> list[int]:
     return [found.beats for found in map(mark.read, marks) if found]
-
-
-def _create(parameters: RendezvousParameters) -> RendezvousHandler:
-    return LoopbackRendezvous(parameters.run_id)

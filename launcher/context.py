@@ -22,7 +22,7 @@ from launcher.errors import ANOTHER_WAS_NOT, BadInput, PeerFailed, TrainingFaile
 from launcher.gpus import shared
 from launcher.mark import Marker
 from launcher.model_state import expanded, fill
-from launcher.processes import allow_open_files
+from launcher.processes import STORE, allow_open_files
 
 T = TypeVar("T")
 
@@ -61,7 +61,9 @@ class Context:
         ddp = DistributedDataParallelKwargs(
             gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
         )
-        group = InitProcessGroupKwargs(timeout=timedelta(seconds=patience_s))
+        group = InitProcessGroupKwargs(
+            timeout=timedelta(seconds=patience_s), **_place_to_meet(on_cpu=on_cpu)
+        )
         allow_open_files()
         _choose_interface()
         _refuse_other_ways_to_train()
@@ -233,6 +235,17 @@ def _refuse_other_ways_to_train() -> None:
                 f"Accelerate was told to use {way}, which a recipe is not trained with",
                 hint="leave it out of the options and the configuration of `accelerate launch`",
             )
+
+
+def _place_to_meet(*, on_cpu: bool) -> dict[str, Any]:
+    """Return what the process group is made with: the file that the agent made for its workers.
+
+    Of where this process stands Accelerate tells torch by itself on the CPU.
+    """
+    if STORE not in os.environ:  # several machines, or no agent of ours
+        return {}
+    query = f"?rank={os.environ['RANK']}&world_size={os.environ['WORLD_SIZE']}"
+    return {"init_method": f"file://{os.environ[STORE]}" + ("" if on_cpu else query)}
 
 
 def _choose_interface() -> None:

@@ -5,7 +5,6 @@ Nodes report on standard output, a line of JSON at a time: what is wrong may be 
 
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -128,12 +127,13 @@ def on_node(folder: Path, nproc: int, *, cpu: bool, env: Mapping[str, str]) -> N
         remedy = "give --run-dir a folder on a file system that all nodes mount"
         _tell(node, [Check("shared folder", False, str(error), remedy)])
         return
-    _tell(node, process_checks(Nodes(nproc, nnodes, rank, endpoint, cpu), folder))
+    nodes = Nodes(nproc, nnodes, rank, endpoint, cpu, meeting=folder)
+    _tell(node, process_checks(nodes, folder))
 
 
 def _endpoint(folder: Path, node: str) -> str:
     """Choose where the nodes meet, for the others to read."""
-    endpoint = f"{node}:{20000 + secrets.randbelow(12000)}"
+    endpoint = f"{node}:0"
     write_json(folder / "endpoint.json", {"endpoint": endpoint})
     return endpoint
 

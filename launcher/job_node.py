@@ -5,6 +5,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 from launcher.doctor import vet
@@ -36,6 +37,7 @@ def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
 def _node(
     run: RunDir, nodes: Nodes, name: str, env: Mapping[str, str], asked: Callable[[], None]
 ) -> int:
+    nodes = replace(nodes, meeting=SlurmFolder.of(run).path)
     told = run.read_config()
     if is_completed(run, told["hyperparameters"]["epochs"]):
         return 0

@@ -26,7 +26,7 @@ from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
 from launcher.masks import clean
 from launcher.mirror import PATIENCE_S, Mirror
-from launcher.processes import PARENT, cores, shown, without_world
+from launcher.processes import MEETING, PARENT, cores, shown, without_world
 from launcher.recipe import Recipe
 from launcher.record import write_result
 from launcher.run_dir import RunDir, write_bytes
@@ -55,6 +55,7 @@ class Nodes:
     node_rank: int = 0
     endpoint: str | None = None  # HOST:PORT of machine 0, where there are several
     cpu: bool = False
+    meeting: Path | None = None  # a folder in which machine 0 tells its port, where that is 0
     threads: int | None = None  # of each process; None: see `threads_of`
 
     @property
@@ -78,7 +79,7 @@ def check(nodes: Nodes) -> None:
     if not 0 <= nodes.node_rank < nodes.nnodes:
         raise BadInput(f"--node-rank {nodes.node_rank} is not one of 0 to {nodes.nnodes - 1}")
     host, _, port = (nodes.endpoint or "localhost:1").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isdigit() or not (nodes.meeting is None) <= int(port) < 65536:
         raise BadInput(f"--rdzv-endpoint {nodes.endpoint} is not of the form HOST:PORT")
 
 
@@ -114,8 +115,8 @@ def command(
         arguments |= {"--rdzv_backend": "loopback", "--main_process_port": 0}
     else:
         host, _, port = str(nodes.endpoint).rpartition(":")
-        arguments |= {"--rdzv_backend": "static"}
         arguments |= {"--main_process_ip": host, "--main_process_port": int(port)}
+        arguments |= {"--rdzv_backend": "static" if int(port) else "meeting"}
     words = [str(word) for pair in arguments.items() for word in pair]
     words += ["--same_network"]
     if nodes.world_size > 1:
@@ -153,6 +154,8 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
     }
+    if nodes.meeting:
+        added[MEETING] = str(nodes.meeting)
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
     return {**_ALLOCATOR, **without_world(base), **added}

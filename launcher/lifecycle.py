@@ -294,4 +294,6 @@ def _forget_last_end(run: RunDir) -> None:
     for path in run.process_files():
         if path.suffix != ".log":
             path.unlink(missing_ok=True)
+    for path in SlurmFolder.of(run).path.glob(".meeting-*"):
+        path.unlink(missing_ok=True)
     run.result.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import psutil
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 PARENT = "LAUNCHER_PARENT"  # environment variable: the pid of the process that starts another
 HERE = "LAUNCHER_HERE"  # environment variable: where the command was given, if not in this folder
+MEETING = "LAUNCHER_MEETING"  # a folder in which the machines of a job tell where they meet
 LOADED = "LAUNCHER_LOADED"  # a file in which a process notes that it could import what it needs
 # What torch, Accelerate and torchrun take for the place of a process, or of a machine, in a world.
 _WORLD = re.compile(
@@ -28,6 +29,8 @@ _WORLD = re.compile(
 _MANY_FILES = 65_536
 _PATIENCE_S, _POLL_S = 10.0, 0.01
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+STORE = "LAUNCHER_STORE"  # the file through which the processes of one machine meet
+_CLOSE_ON_EXEC = 1  # linux/memfd.h
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -145,6 +148,21 @@ def allow_open_files() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return soft if soft != unlimited else wanted
+
+
+def nameless(what: str) -> int:
+    """Return the descriptor of an empty file in memory that has no name; raises OSError.
+
+    Only this user's processes can open it, as /proc/PID/fd/DESCRIPTOR, while this one lives.
+    """
+    # By ctypes: many builds of Python lack os.memfd_create.
+    create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
+    if create is None:
+        raise OSError("the C library has no memfd_create")
+    descriptor = int(create(what.encode(), _CLOSE_ON_EXEC))
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), "memfd_create failed")
+    return descriptor
 
 
 def children(pid: int, *, recursive: bool) -> list[psutil.Process]:

@@ -5,7 +5,6 @@ all can read them, sums a part of them over all ranks, and takes the other parts
 reduce-scatter and an all-gather without a network.
 """
 
-import ctypes
 import mmap
 import os
 import platform
@@ -25,13 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.buckets import sparse_weights
 from launcher.context import Context
 from launcher.errors import PeerFailed
+from launcher.processes import nameless
 from launcher.timing import StepTimes
 
 _LINE = 64  # bytes of a cache line: what different ranks write lies in different ones
 _SPINS = 1000  # looks at a rank that is late, before sleeping in between: about 1 ms
 _NAP_S = 1e-4
 _LOOK_S = 0.2  # between two looks whether a rank that is late still lives
-_CLOSE_ON_EXEC = 1  # linux/memfd.h
 
 
 def share_gradients(model: nn.Module, context: Context, times: StepTimes) -> None:
@@ -102,7 +101,7 @@ class SharedGradients:
         token, memory, descriptor, problem = os.urandom(16), None, -1, ""
         try:
             if context.rank == 0:
-                descriptor = _nameless(size)
+                descriptor = _memory(size)
                 memory = mmap.mmap(descriptor, size)
                 memory[-len(token) :] = token
         except (OSError, ValueError) as error:
@@ -183,17 +182,11 @@ class SharedGradients:
                     raise PeerFailed(f"rank {rank} did not finish its step in {waited}")
 
 
-def _nameless(size: int) -> int:
+def _memory(size: int) -> int:
     """Return the descriptor of a file in memory that has no name; raises OSError."""
-    # By ctypes: many builds of Python lack os.memfd_create.
-    create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
-    if create is None:
-        raise OSError("the C library has no memfd_create")
     if size > psutil.virtual_memory().available / 2:  # memory is taken when it is written to
         raise OSError(f"{size / 1e9:.0f} GB for them are too much for this machine")
-    descriptor = int(create(b"gradients", _CLOSE_ON_EXEC))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "memfd_create failed")
+    descriptor = nameless("gradients")
     os.ftruncate(descriptor, size)
     return descriptor
 
