@@ -153,9 +153,8 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
         _ID: base.get(_ID, fresh),
         "PYTHONUNBUFFERED": "1",
         PARENT: str(os.getpid()),
+        MEETING: str(nodes.meeting or ""),
     }
-    if nodes.meeting:
-        added[MEETING] = str(nodes.meeting)
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
     return {**_ALLOCATOR, **without_world(base), **added}

@@ -161,10 +161,9 @@ class Meeting(Rendezvous):
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-        with written(self._file) as beside:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                json.dump({"host": self._host, "port": port, "secret": secret}, file)
+        told = {"host": self._host, "port": port, "secret": secret}
+        with written(self._file, private=True) as beside:
+            beside.write_text(json.dumps(told), encoding="utf-8")
         return store, port, secret
 
     def _hear(self) -> tuple[Store, int, str]:
