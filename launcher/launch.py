@@ -117,8 +117,7 @@ def command(
         host, _, port = str(nodes.endpoint).rpartition(":")
         arguments |= {"--main_process_ip": host, "--main_process_port": int(port)}
         arguments |= {"--rdzv_backend": "static" if int(port) else "meeting"}
-    words = [str(word) for pair in arguments.items() for word in pair]
-    words += ["--same_network"]
+    words = [*(str(word) for pair in arguments.items() for word in pair), "--same_network"]
     if nodes.world_size > 1:
         words += ["--multi_gpu"]
     elif nodes.cpu or gpus() == 0:
