@@ -20,15 +20,9 @@ _OF_A_PROCESS = re.compile(
 )
 # What a config.json says, where it says it.
 _KINDS = {
-    "hyperparameters": dict,
-    "recipe": str,
-    "recipe_path": str,
-    "folder": str,
-    "world_size": int,
-    "nodes": int,
-    "cpu": bool,
-    "tracking": dict,
-    "resumed": list,
+    **dict.fromkeys(("recipe", "recipe_path", "folder"), str),
+    **dict.fromkeys(("hyperparameters", "tracking"), dict),
+    **{"world_size": int, "nodes": int, "cpu": bool, "resumed": list},
 }
 
 
@@ -248,7 +242,7 @@ class RunDir:
 def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:
     """Return a config.json; raises RunDirError when it cannot be read, or a value is no such.
 
-    Who only wants `to_look` at the run takes all values but the hyperparameters as they are.
+    Who only wants `to_look` takes all values but the hyperparameters as they are.
     """
     kinds = {"hyperparameters": dict} if to_look else _KINDS
     try:

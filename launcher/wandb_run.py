@@ -135,7 +135,7 @@ def config_of(told: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> d
     """
     parameters = masked(told["hyperparameters"])
     hidden = ("git", "snapshot") if is_on("WANDB_DISABLE_GIT", env) else ()
-    recorded = {key: told[key] for key in _RECORDED if key in told and key not in hidden}
+    recorded = {key: None if key in hidden else told[key] for key in _RECORDED if key in told}
     batches = {
         "global_batch_size": parameters.get("batch_size"),
         "micro_batch_size": parameters.get("micro_batch_size"),

@@ -163,6 +163,13 @@ def test_positions_grow_with_step_and_put_the_test_last(places: list[tuple[int, 
     assert positions == sorted(set(positions))
 
 
+def test_git_is_left_out_where_wandb_is_told_so() -> None:
+    told = {"hyperparameters": {"api_key": "x"}, "git": {"commit": "abc"}, "host": "h"}
+    assert config_of(told, {})["git"] == {"commit": "abc"}
+    assert config_of(told, {"WANDB_DISABLE_GIT": "true"})["git"] is None
+    assert config_of(told, {})["api_key"] == "***"
+
+
 def test_the_summary_names_the_best_test_and_the_end() -> None:
     accurate = [row("test", s, accuracy=a, loss=1 - a) for s, a in ((1, 0.5), (2, 0.9), (3, 0.7))]
     summary = summary_of([row("train", 1), *accurate], {"state": "completed", "error": None})
