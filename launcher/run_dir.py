@@ -22,7 +22,10 @@ _OF_A_PROCESS = re.compile(
 _KINDS = {
     **dict.fromkeys(("recipe", "recipe_path", "folder"), str),
     **dict.fromkeys(("hyperparameters", "tracking"), dict),
-    **{"world_size": int, "nodes": int, "cpu": bool, "resumed": list},
+    "world_size": int,
+    "nodes": int,
+    "cpu": bool,
+    "resumed": list,
 }
 
 
