@@ -12,9 +12,10 @@ from torch.utils.data import Dataset, default_collate
 
 from launcher.arrays import ArrayDataset
 from launcher.data_workers import handed_over
+from launcher.draws import SampleDraws
 from launcher.errors import DataError, LauncherError, RecipeError, SampleFailed
 from launcher.losses import labels_left_out
-from launcher.randomness import Numbers, SampleRandom, leave_sample, seed_sample
+from launcher.randomness import LOADING, Numbers, SampleRandom, seed_batch
 from launcher.recipe import Recipe
 from launcher.record import users_frames
 from launcher.sampler import ShardIndices, ShardSampler
@@ -67,6 +68,7 @@ class Fetcher(Dataset[Shard | Failed]):
         cut = sampler.micro_batch_size < sampler.batch_size
         self.in_parts = cut or sampler.num_replicas > 1  # no fetcher sees a whole batch
         self.checked = False
+        self.draws = SampleDraws(recipe.seed)
         self.counts_left_out = recipe.counts_samples(test=test)
         if self.arrays is not None:  # looked at once, so that no step has to
             found = labels_left_out(self.arrays.arrays)
@@ -114,18 +116,14 @@ class Fetcher(Dataset[Shard | Failed]):
 
     def _samples(self, epoch: int, indices: Numbers) -> Any:
         """Return a batch of an ordinary dataset."""
-        samples, which = [], _listed(indices)
         try:
-            for index in indices.tolist():
-                which = f"sample {index}"
-                seed_sample(self.recipe.seed, epoch, index)
-                samples.append(self.dataset[index])
-            which = f"the batch of {_listed(indices)}"
-            leave_sample()
+            samples = self.draws.load(epoch, indices, self.dataset.__getitem__)
             return self._joined(samples, epoch, indices)
         except (LauncherError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            at, LOADING.index = LOADING.index, None
+            which = f"the batch of {_listed(indices)}" if at is None else f"sample {at}"
             raise self._failed(which, epoch, error) from error
 
     def _joined(self, samples: Sequence[Any], epoch: int, indices: Numbers) -> Any:
@@ -134,8 +132,7 @@ class Fetcher(Dataset[Shard | Failed]):
         join = partial(getattr(recipe, name), samples)
         if _is_base(recipe, name):
             return join()
-        seed_sample(recipe.seed, epoch, ~int(indices[0]))  # no sample's
-        leave_sample()
+        seed_batch(recipe.seed, epoch, int(indices[0]))
         if self.checked:
             return join()
         self.checked = True

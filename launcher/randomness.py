@@ -6,7 +6,7 @@ sample never depends on the world size, the batch it is in, or the data worker t
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -28,13 +28,17 @@ _STEP, _SAMPLE, _INIT, _ORDER, _TEST = 1, 2, 3, 4, 5
 
 def mix(*words: int) -> int:
     """Return 63 bits that depend on all the words and their order."""
+    return _mixed(words) >> 1
+
+
+def _mixed(words: Iterable[int]) -> int:
     state = 0
     for word in words:
         state = (state + _GAMMA + word) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
-    return state >> 1
+    return state
 
 
 def _mix_array(state: Words) -> Words:
@@ -115,21 +119,35 @@ class Permutation:
         return (upper << self._shift) | lower
 
 
-_loading: list[int] = []  # the key of the sample that is being loaded in this process
+def epoch_key(seed: int, epoch: int) -> int:
+    """Return 63 bits for an epoch of samples, and none of them."""
+    return mix(_SAMPLE, seed, epoch)
 
 
-def seed_sample(seed: int, epoch: int, index: int) -> None:
-    """Seed Python's, numpy's and torch's CPU generators for one sample of an ordinary dataset."""
-    key = mix(_SAMPLE, seed, epoch, index)
-    _loading[:] = [key]
+def sample_keys(seed: int, epoch: int, indices: Numbers) -> list[int]:
+    """Return `mix(_SAMPLE, seed, epoch, index)` for each index: what its sample draws from."""
+    state = np.uint64(_mixed((_SAMPLE, seed, epoch)))
+    keys = _mix_array(indices.astype(np.uint64) + state) >> np.uint64(1)
+    listed: list[int] = keys.tolist()
+    return listed
+
+
+class Loading:
+    """Which sample is being loaded in this process: `index` is None where there is none."""
+
+    seed = epoch = 0
+    index: int | None = None
+
+
+LOADING = Loading()
+
+
+def seed_batch(seed: int, epoch: int, index: int) -> None:
+    """Seed Python's, numpy's and torch's CPU generators for a batch that begins with a sample."""
+    key = mix(_SAMPLE, seed, epoch, ~index)  # no sample's
     random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # what datasets use is the global generator
+    np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
-
-
-def leave_sample() -> None:
-    """Note that no sample is being loaded any more."""
-    _loading.clear()
 
 
 def sample_seed() -> int:
@@ -139,12 +157,12 @@ def sample_seed() -> int:
     `numpy.random.default_rng(launcher.sample_seed())`: 63 bits that depend on the run's seed, the
     epoch and the sample. Raises RecipeError anywhere else.
     """
-    if not _loading:
+    if LOADING.index is None:
         raise RecipeError(
             "`launcher.sample_seed()` was called where no sample is being loaded",
             hint="it is for the `__getitem__` of a dataset that the launcher trains on",
         )
-    return _loading[0]
+    return mix(_SAMPLE, LOADING.seed, LOADING.epoch, LOADING.index)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
