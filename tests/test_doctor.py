@@ -408,7 +408,8 @@ def test_a_node_that_sees_another_folder_is_named(cluster: Cluster, tmp_path: Pa
         for node, found in told["nodes"].items()
     }
     assert done.exit_code == 1
-    assert failed == {"n1": ["processes"], "n2": ["disk", "clock", "shared folder"]}
+    lacking = ["disk", "file system", "clock", "shared folder"]
+    assert failed == {"n1": ["processes"], "n2": lacking}
 
 
 @on_slurm
