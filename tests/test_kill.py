@@ -325,9 +325,10 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Any:
-    """A folder for checkpoints with room for one."""
+    """A folder for checkpoints with room for one, and none in it, in a run that has begun."""
     folder = tmp_path / "r" / "checkpoints"
-    folder.mkdir(parents=True)
+    words = ["run", CURVE, "epochs=1", "hidden=512", "samples=200", "keep_last=5"]
+    assert launcher(*words, "--run-dir", "r", cwd=tmp_path).returncode == 0
     mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "none", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs to mount a tmpfs: run the tests as root")
@@ -341,13 +342,12 @@ def test_a_disk_that_fails_harms_neither_training_nor_the_last_checkpoint(
 ) -> None:
     if harm == "read-only":
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    words = ["run", CURVE, "hidden=512", "samples=200", "keep_last=5"]
-    whole = launcher(*words, "epochs=3", "--run-dir", "whole", cwd=tmp_path)
-    assert whole.returncode == 0
-    done = launcher(*words, f"epochs={3 if harm == 'full' else 2}", "--run-dir", "r", cwd=tmp_path)
+    done = launcher("resume", "r", f"epochs={3 if harm == 'full' else 2}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "WARNING: checkpoint" in done.stdout
     if harm == "full":
+        words = ["run", CURVE, "hidden=512", "samples=200", "keep_last=5", "epochs=3"]
+        assert launcher(*words, "--run-dir", "whole", cwd=tmp_path).returncode == 0
         assert Run(tmp_path / "r").weight_bytes == Run(tmp_path / "whole").weight_bytes
         assert "No space left" in done.stdout
         listed = launcher("checkpoints", "r", cwd=tmp_path).stdout
@@ -357,8 +357,7 @@ def test_a_disk_that_fails_harms_neither_training_nor_the_last_checkpoint(
 
 def test_three_failed_saves_in_a_row_stop_the_run(tmp_path: Path, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    words = ["run", CURVE, "epochs=50", "samples=200", "--nproc", "2", "--run-dir", "r"]
-    done = launcher(*words, cwd=tmp_path)
+    done = launcher("resume", "r", "epochs=50", "--nproc", "2", cwd=tmp_path)
     assert done.returncode == 1
     assert "3 checkpoints in a row could not be written: OSError" in done.stderr
     assert "Read-only file system" in done.stderr
