@@ -1,6 +1,8 @@
 """How the processes of a run find each other: nobody else can join, and no port can be taken."""
 
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # exported dynami
     TCPStore,
 )
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters
-from training import RECIPES, Run, family, started, wait_for
+from training import RECIPES, Run, clean_environment, family, started, wait_for
 
 from launcher.meeting import Alone, Meeting
 from launcher.processes import MEETING, STORE
@@ -97,3 +99,28 @@ def test_on_one_machine_there_is_no_store_that_another_user_could_join(tmp_path:
         ]
     assert set(listening) == {0, 1}
     assert listening.count(1) == 3  # gloo's, of each worker; a store would be one more
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_on_gpus_meet_in_the_same_file_as_those_on_the_cpu(
+    world: int, tmp_path: Path
+) -> None:
+    # Accelerate leaves rank and world size to the address there; gloo stands in for NCCL.
+    program = (
+        "import torch, torch.distributed as dist; from launcher.context import _place_to_meet\n"
+        "dist.init_process_group('gloo', **_place_to_meet(on_cpu=False))\n"
+        "total = torch.ones(()); dist.all_reduce(total); print(int(total), dist.get_rank())\n"
+        "dist.destroy_process_group()"
+    )
+    shared = {STORE: str(tmp_path / "store"), "WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=clean_environment() | shared | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    said = [process.communicate(timeout=60)[0].split() for process in started]
+    assert said == [[str(world), str(rank)] for rank in range(world)]
