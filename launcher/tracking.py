@@ -138,13 +138,16 @@ class ConsoleTracker:
         stream writes to.
         """
         stream = sys.stdout
-        if not isinstance(stream, Lasting) or stream.console is None:
+        if not isinstance(stream, Lasting):
             act()
             return
-        sys.stdout = stream.console
+        there = stream.console is not None
+        sys.stdout = stream.console or stream
         with suppress(OSError):  # the console is gone
             act()
-        stream.console, sys.stdout = sys.stdout, stream
+        if there:
+            stream.console = sys.stdout
+        sys.stdout = stream
 
 
 class JsonlTracker:
