@@ -26,8 +26,26 @@ class _Generator(NamedTuple):
     draw: Callable[[], object]
 
 
+# Functions, which a data worker of its own interpreter finds by name; the methods of a generator
+# would take along a copy of it, and seed that.
+def _seed_python(key: int) -> None:
+    random.seed(key)
+
+
+def _draw_python() -> object:
+    return random.getrandbits(64)
+
+
 def _seed_numpy(key: int) -> None:
     np.random.seed(key & 0xFFFFFFFF)  # what datasets use is the global generator
+
+
+def _draw_numpy() -> object:
+    return np.random.random_sample()
+
+
+def _seed_torch(key: int) -> None:
+    torch.default_generator.manual_seed(key)
 
 
 def _draw_torch() -> object:
@@ -35,9 +53,9 @@ def _draw_torch() -> object:
 
 
 _ALL = (
-    _Generator(random.seed, partial(random.getrandbits, 64)),
-    _Generator(_seed_numpy, np.random.random_sample),
-    _Generator(torch.default_generator.manual_seed, _draw_torch),
+    _Generator(_seed_python, _draw_python),
+    _Generator(_seed_numpy, _draw_numpy),
+    _Generator(_seed_torch, _draw_torch),
 )
 
 
