@@ -58,7 +58,8 @@ class Loader:
         wanted = recipe.data_on_device
         if wanted or (wanted is None and not workers and _is_small(dataset, device)):
             dataset = _on_device(dataset, device, workers)
-        fetcher = Fetcher(dataset, sampler, recipe, CPU if workers else device, test=test)
+        where = CPU if workers else device
+        fetcher = Fetcher(dataset, sampler, recipe, where, test=test, debugged=alone)
         self._source: Callable[[], Iterator[Shard | Failed]] = partial(map, fetcher.get, sampler)
         if workers:
             self._source = loaded_by_workers(

@@ -62,12 +62,15 @@ _ALL = (
 class SampleDraws:
     """Loads samples of an ordinary dataset, whose draws follow from (seed, epoch, sample)."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, once: bool = False) -> None:
+        """With `once` no sample is loaded twice: all generators are seeded for each."""
         self._seed = seed
         self._seeded: list[_Generator] = []  # for each sample
         self._quiet: list[_Generator] = list(_ALL)  # nobody was seen to draw from them
         self._next: tuple[int, list[object]] = (0, [])  # a key, and what they then draw first
-        self._tried = False
+        self._tried = once
+        if once:
+            self._seeded, self._quiet = list(_ALL), []
 
     def load(self, epoch: int, indices: Numbers, get: Callable[[int], T]) -> list[T]:
         """Return what `get` gives for each index, in order.

@@ -2,6 +2,7 @@
 
 import random
 import traceback
+from bdb import BdbQuit
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
@@ -60,6 +61,7 @@ class Fetcher(Dataset[Shard | Failed]):
         device: torch.device,
         *,
         test: bool,
+        debugged: bool = False,
     ) -> None:
         self.dataset, self.recipe = dataset, recipe
         self.device = device  # where batches of arrays are made
@@ -68,7 +70,7 @@ class Fetcher(Dataset[Shard | Failed]):
         cut = sampler.micro_batch_size < sampler.batch_size
         self.in_parts = cut or sampler.num_replicas > 1  # no fetcher sees a whole batch
         self.checked = False
-        self.draws = SampleDraws(recipe.seed)
+        self.draws = SampleDraws(recipe.seed, once=debugged)  # a breakpoint is met once
         self.counts_left_out = recipe.counts_samples(test=test)
         if self.arrays is not None:  # looked at once, so that no step has to
             found = labels_left_out(self.arrays.arrays)
@@ -101,7 +103,7 @@ class Fetcher(Dataset[Shard | Failed]):
                 return make()
             self.checked = True
             batch, drew = _watched(make, self.device)
-        except (LauncherError, torch.OutOfMemoryError):
+        except (LauncherError, torch.OutOfMemoryError, BdbQuit):
             raise
         except Exception as error:
             raise self._failed(_listed(indices), epoch, error) from error
@@ -119,7 +121,7 @@ class Fetcher(Dataset[Shard | Failed]):
         try:
             samples = self.draws.load(epoch, indices, self.dataset.__getitem__)
             return self._joined(samples, epoch, indices)
-        except (LauncherError, torch.OutOfMemoryError):
+        except (LauncherError, torch.OutOfMemoryError, BdbQuit):
             raise
         except Exception as error:
             at, LOADING.index = LOADING.index, None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.draws import SampleDraws
+from launcher.draws import SampleDraws, _seed_torch
 from launcher.randomness import mix
 
 
@@ -115,4 +115,4 @@ def test_only_what_is_drawn_from_is_seeded_and_a_quiet_dataset_is_asked_once() -
     assert sorted(asked) == sorted([*range(100), *range(8), *range(8)])  # the first ones are tried
     assert draws._seeded == []
     draws.load(0, np.arange(10), torchs)
-    assert [generator.seed for generator in draws._seeded] == [torch.default_generator.manual_seed]
+    assert [generator.seed for generator in draws._seeded] == [_seed_torch]
