@@ -92,8 +92,11 @@ def taken(cluster: Cluster, folder: Path) -> Submitted:
     return ended(Submitted(job.path, cluster, int(again)))
 
 
+SOON = "start_timeout=100"  # the first step of a start, or it is ended
+
+
 def lost(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder, nodes="n7,n8"))
+    job = in_mid_epoch(two(cluster, folder, SOON, nodes="n7,n8"))
     cluster.kill_node("n8")
     job.wait("PENDING", timeout_s=90)
     cluster.start_node("n8")
@@ -101,7 +104,7 @@ def lost(cluster: Cluster, folder: Path) -> Submitted:
 
 
 def silent(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder, nodes="n7,n9"))
+    job = in_mid_epoch(two(cluster, folder, SOON, nodes="n7,n9"))
     cluster.cut("n9")
     job.wait("PENDING", timeout_s=90)
     cluster.heal("n9")
@@ -262,10 +265,12 @@ def test_a_preempted_job_that_is_given_time_loses_no_step(told: Of) -> None:
 @pytest.mark.parametrize("kind", [lost, silent])
 def test_a_lost_node_costs_no_more_than_a_restart(told: Of, kind: Told) -> None:
     job = told(kind)
-    # SLURM, still busy with what ran on the node, may end the next start there: it goes on.
-    starts = len(job.attempts)
-    assert 2 <= starts <= 3
-    check(job, told, *["interrupted"] * (starts - 1), "completed")
+    # SLURM, still busy with what ran on the node, may end the next start there, without a word to
+    # the other node: it goes on, at the latest when SOON is over.
+    first, *more = verdicts(job)[:-1]
+    assert first == "interrupted"
+    assert more in ([], ["interrupted"], ["failed"])
+    check(job, told, first, *more, "completed")
 
 
 def test_a_killed_worker_is_named_and_the_job_starts_again(told: Of) -> None:
