@@ -22,7 +22,7 @@ def main(cpu: bool, folder: Path, note: Note) -> None:
     env = os.environ | {"SPEED_DATA": str(folder)}
     subprocess.run([sys.executable, str(PEERS / "work.py")], env=env, check=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.parent / "work-5" / "compiled")
-    for what in [] if cpu or "CHECK_ROUNDS" in os.environ else TRACED:
+    for what in [] if cpu else TRACED:
         for peer in (peer for peer in gpu.contenders(what) if peer.name in TRACED[what]):
             trace = gpu.traced(peer, what, folder, folder / f"{what}-{peer.name}.json")
             told = f"idle {100 * trace.idle:.0f} %, {trace.waits:.2f} waits a step"
