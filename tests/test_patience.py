@@ -133,6 +133,7 @@ def test_the_rank_whose_data_worker_died_is_named(tmp_path: Path) -> None:
         agent = psutil.Process(process.pid).children()[0].children()[0]
         log = str(tmp_path / "r" / "logs" / "rank-1.log")
         [rank_1] = [w for w in agent.children() if log in [file.path for file in w.open_files()]]
+        wait_for(lambda: rank_1.children() != [], timeout_s=60)  # it may be behind rank 0
         rank_1.children()[0].kill()
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 1

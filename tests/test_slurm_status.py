@@ -302,7 +302,7 @@ def test_status_tells_waiting_running_ended_and_forgotten_jobs(cluster: Cluster)
 def test_a_thousand_tasks_are_told_and_cancelled_in_seconds(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.run_dir.sync", lambda _: None)  # 6,000 times
+    monkeypatch.setattr("launcher.files.sync", lambda _: None)  # 6,000 times
     runs = an_array(Path("runs").absolute() / "grid", 1000, "sleep 600")
     folder = SlurmFolder(Path("runs/grid/slurm"))
     job = submit(cluster, folder, "--array=0-999", "--hold")
