@@ -8,11 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher.arrays import ArrayDataset, load_digits
-    from launcher.context import unwrapped
-    from launcher.randomness import SampleRandom, sample_seed
-    from launcher.recipe import Recipe, StepSums
-    from launcher.script import main
+    from launcher.data.arrays import ArrayDataset, load_digits
+    from launcher.data.randomness import SampleRandom, sample_seed
+    from launcher.ranks.context import unwrapped
+    from launcher.recipe.base import Recipe, StepSums
+    from launcher.train.script import main
 
 __all__ = [
     "ArrayDataset",
@@ -27,14 +27,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ArrayDataset": "launcher.arrays",
-    "Recipe": "launcher.recipe",
-    "SampleRandom": "launcher.randomness",
-    "StepSums": "launcher.recipe",
-    "load_digits": "launcher.arrays",
-    "main": "launcher.script",
-    "sample_seed": "launcher.randomness",
-    "unwrapped": "launcher.context",
+    "ArrayDataset": "launcher.data.arrays",
+    "Recipe": "launcher.recipe.base",
+    "SampleRandom": "launcher.data.randomness",
+    "StepSums": "launcher.recipe.base",
+    "load_digits": "launcher.data.arrays",
+    "main": "launcher.train.script",
+    "sample_seed": "launcher.data.randomness",
+    "unwrapped": "launcher.ranks.context",
 }
 
 

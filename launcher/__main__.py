@@ -1,5 +1,5 @@
 """`python -m launcher`."""
 
-from launcher.cli import main
+from launcher.cli.main import main
 
 main(prog_name="launcher")

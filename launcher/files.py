@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -174,3 +174,15 @@ def flush(path: Path) -> None:
 def _map(file: Path) -> None:
     with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0):
         pass
+
+
+def seen_file(folder: Path, env: Mapping[str, str]) -> Path:
+    """Return the file with which rank 0 asks whether all machines see the same folder."""
+    return folder / f".seen-{env['PET_RDZV_ID']}.tmp"
+
+
+def assets(kind: str) -> Path:
+    """Return the folder `recipes` or `slurm`: packed in the wheel, else of the checkout."""
+    package = Path(__file__).resolve().parent
+    packed = package / "_assets" / kind
+    return packed if packed.is_dir() else package.parent / kind

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.context import Context
-from launcher.shared_memory import SharedGradients, share_gradients
-from launcher.timing import StepTimes
+from launcher.ranks.context import Context
+from launcher.ranks.shared_memory import SharedGradients, share_gradients
+from launcher.ranks.timing import StepTimes
 
 # The shapes of parameters, and their types: fewer numbers than ranks, odd ones, several buckets.
 Shapes = list[tuple[tuple[int, ...], torch.dtype]]

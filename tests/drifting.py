@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher import ArrayDataset, Recipe, StepSums, unwrapped
-from launcher.context import Context
 from launcher.errors import LauncherError
-from launcher.faults import StopRequest
-from launcher.loops import train_loop
-from launcher.prepare import prepare
+from launcher.ranks.context import Context
+from launcher.ranks.faults import StopRequest
+from launcher.train.loops import train_loop
+from launcher.train.prepare import prepare
 
 
 class Network(nn.Module):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher import config
-from launcher.context import Context
-from launcher.hyperparameters import configure
-from launcher.recipe_file import find, load
-from launcher.run_dir import RunDir
-from launcher.worker import work
+from launcher.ranks.context import Context
+from launcher.recipe.file import find, load
+from launcher.recipe.hyperparameters import configure
+from launcher.run import config
+from launcher.run.directory import RunDir
+from launcher.train.worker import work
 
 RECIPES = Path(__file__).parent / "recipes"
 

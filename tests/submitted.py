@@ -7,8 +7,8 @@ from pathlib import Path
 from slurm_cluster import Cluster
 from training import RECIPES, Run, launcher, wait_for
 
-from launcher.run_dir import RunDir
-from launcher.slurm_job import Attempt, SlurmFolder
+from launcher.run.directory import RunDir
+from launcher.run.job import Attempt, SlurmFolder
 
 CURVE = RECIPES / "curve.py"
 WORDS = ["epochs=4", "samples=197", "test_samples=60", "batch_size=10"]  # 80 steps

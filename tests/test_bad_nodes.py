@@ -11,7 +11,7 @@ import pytest
 from slurm_cluster import Cluster, missing, slurm_cluster
 from training import Run, launcher
 
-from launcher.slurm_job import SlurmFolder
+from launcher.run.job import SlurmFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")

@@ -15,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 from training import RECIPES, launcher
 
-from launcher import cli_run, job_node, slurm, slurm_turn
-from launcher.cli import main
+from launcher.cli import run as cli_run
+from launcher.cli.main import main
 from launcher.errors import LauncherError
+from launcher.job import node, turn
+from launcher.slurm import client
 
 WAYS = [
     *("resume RUN", "resume RUN epochs=3", "test RUN", "test RUN --checkpoint best", "runs runs"),
@@ -56,11 +58,11 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise LauncherError("it would start")
 
-    for module, name in ((job_node, "launch"), (slurm, "submit")):
+    for module, name in ((node, "launch"), (client, "submit")):
         monkeypatch.setattr(module, name, start)
     monkeypatch.setattr(cli_run, "launch", start)
-    monkeypatch.setattr("launcher.uploads.subprocess.run", start)
-    monkeypatch.setattr(slurm_turn, "_PATIENCE_S", 0)
+    monkeypatch.setattr("launcher.tracking.uploads.subprocess.run", start)
+    monkeypatch.setattr(turn, "_PATIENCE_S", 0)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
 
@@ -108,7 +110,7 @@ def test_a_run_of_another_user_is_told_in_words_by_every_command(
     if may == "list":
         for path in (folder / "runs" / "r").rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
-    monkeypatch.setattr(cli_run, "launch", import_module("launcher.launch").launch)
+    monkeypatch.setattr(cli_run, "launch", import_module("launcher.launch.launch").launch)
     try:
         for words in WAYS:
             if words.startswith("test") and may == "read":  # which it may

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from training import RECIPES, Run, many_runs
 
-from launcher.context import Context
-from launcher.faults import StopRequest
-from launcher.hyperparameters import configure
-from launcher.prepare import prepare
-from launcher.recipe_file import find, load
+from launcher.ranks.context import Context
+from launcher.ranks.faults import StopRequest
+from launcher.recipe.file import find, load
+from launcher.recipe.hyperparameters import configure
+from launcher.train.prepare import prepare
 
 F64 = {"recipe": "curve", "dtype": "float64"}
 CASES: list[dict[str, Any]] = [

@@ -28,11 +28,11 @@ from submitted import (
 )
 from training import RECIPES, Run, launcher, wait_for
 
-from launcher import slurm_status
-from launcher.checkpoint_files import all_of
-from launcher.lifecycle import reach
-from launcher.run_dir import RunDir
-from launcher.slurm_job import SlurmFolder
+from launcher.job.lifecycle import reach
+from launcher.run.checkpoint_files import all_of
+from launcher.run.directory import RunDir
+from launcher.run.job import SlurmFolder
+from launcher.slurm import status
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1200)]
 Told = Callable[[Cluster, Path], Submitted]
@@ -115,8 +115,8 @@ def worker_killed(cluster: Cluster, folder: Path) -> Submitted:
     job = in_mid_epoch(two(cluster, folder))
     # The worker was forked from the agent, and has its command line; so has the guard above both.
     found = {p.pid: p.command for p in cluster.processes("n2") if f"{job.path}/" in p.command}
-    agents = {pid for pid, command in found.items() if " -m launcher.start agent" in command}
-    agents -= {pid for pid, command in found.items() if "launcher.guard" in command}
+    agents = {pid for pid, command in found.items() if " -m launcher.node.start agent" in command}
+    agents -= {pid for pid, command in found.items() if "launcher.node.guard" in command}
     [worker] = [pid for pid in agents if psutil.Process(pid).ppid() in agents]
     os.kill(worker, signal.SIGKILL)
     return ended(job)
@@ -324,14 +324,14 @@ def test_status_tells_each_end_whether_slurm_remembers_the_job_or_not(
     paths = [job.path for those in jobs.values() for job in those]
     ends = {"failed": "failed", "cancelled": "cancelled"}
     states = [ends.get(name, "completed") for name, those in jobs.items() for _ in those]
-    assert [one.state for one in slurm_status.statuses(paths)] == states
+    assert [one.state for one in status.statuses(paths)] == states
     names = [job.id for path in paths for job in SlurmFolder(path / "slurm").jobs()]
-    remembered = {name: job.state for name, job in slurm_status.jobs_now(names).items()}
-    monkeypatch.setattr(slurm_status, "_squeue", lambda _: {})  # it forgets after MinJobAge
-    accounted = {name: job.state for name, job in slurm_status.jobs_now(names).items()}
+    remembered = {name: job.state for name, job in status.jobs_now(names).items()}
+    monkeypatch.setattr(status, "_squeue", lambda _: {})  # it forgets after MinJobAge
+    accounted = {name: job.state for name, job in status.jobs_now(names).items()}
     # Without accounting the run directories know how it was, and what was cancelled.
     assert accounted == (remembered if isinstance(cluster, strict.StrictCluster) else {})
-    assert [one.state for one in slurm_status.statuses(paths)] == states
+    assert [one.state for one in status.statuses(paths)] == states
 
 
 def test_nobody_is_left_on_any_node(told: Of, cluster: Cluster) -> None:

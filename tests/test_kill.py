@@ -14,7 +14,7 @@ import psutil
 import pytest
 from training import RECIPES, Run, family, launcher, started, survivors, wait_for
 
-from launcher import mark
+from launcher.run import mark
 
 pytestmark = pytest.mark.slow
 CURVE = RECIPES / "curve.py"
@@ -63,7 +63,9 @@ def in_a_test(run: Path) -> bool:
 
 def victims(launched: int, victim: str) -> list[psutil.Process]:
     everybody = psutil.Process(launched).children(recursive=True)
-    guards = [p for p in psutil.Process(launched).children() if "launcher.guard" in p.cmdline()]
+    guards = [
+        p for p in psutil.Process(launched).children() if "launcher.node.guard" in p.cmdline()
+    ]
     words = {p: p.cmdline() for p in guards[0].children()}
     agents = [p for p in words if "agent" in words[p]]
     if victim == "agent":

@@ -15,11 +15,11 @@ from click.testing import CliRunner, Result
 from training import RECIPES, clean_environment, launcher
 from wandb_server import API_KEY, WandbServer, wandb_server
 
-from launcher import submit
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.masks import clean, clean_log, is_secret, masked, masked_words
-from launcher.run_dir import RunDir, write_json
-from launcher.slurm_job import SlurmFolder
+from launcher.run.directory import RunDir, write_json
+from launcher.run.job import SlurmFolder
+from launcher.slurm import submit
 
 SECRET = "hunter2-of-the-hub"
 RECIPE = f"""

@@ -8,8 +8,8 @@ import pytest
 from odd_disk import missing, odd_disk
 from training import RECIPES, Run, command, launcher, wait_for
 
-from launcher import mark
-from launcher.checks import file_system
+from launcher.doctor.checks import file_system
+from launcher.run import mark
 
 CURVE, TROUBLE = RECIPES / "curve.py", RECIPES / "trouble.py"
 WORDS = ["samples=100", "test_samples=30", "checkpoint_every=3"]

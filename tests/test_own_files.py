@@ -14,11 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 from training import command, launcher
 
-from launcher import checkpoint_files, lifecycle, snapshot, submit
-from launcher.cli import main
+from launcher.cli.main import main
 from launcher.errors import BadInput, LauncherError, RunDirError
-from launcher.run_dir import RunDir
-from launcher.slurm import RefusedError
+from launcher.job import lifecycle
+from launcher.run import checkpoint_files
+from launcher.run.directory import RunDir
+from launcher.slurm import snapshot, submit
+from launcher.slurm.client import RefusedError
 
 # Every name that a run directory has, as files of somebody who knows nothing of runs.
 THEIRS = {

@@ -10,7 +10,7 @@ from slurm_cluster import Cluster, slurm_cluster
 from strict_cluster import MAX_ARRAY, StrictCluster
 from training import launcher, wait_for
 
-from launcher import slurm_status
+from launcher.slurm import status
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -64,20 +64,20 @@ def test_the_accounting_tells_of_ended_jobs_what_squeue_told(strict_cluster: Clu
     ends = {str(done): "FAILED", f"{tasks}_0": "COMPLETED", f"{tasks}_1": "FAILED"}
     ends |= {f"{waited}_{task}": "CANCELLED" for task in (0, 2, 3, 4)}
     ends |= {str(alone): "CANCELLED"}
-    for tell in (slurm_status._squeue, slurm_status._sacct):
+    for tell in (status._squeue, status._sacct):
         wait_for(lambda: states(tell(ids)) == ends, every_s=0.3)  # noqa: B023  # called at once
-    assert {job.nodes for job in slurm_status._sacct(ids[2:]).values()} == {""}
+    assert {job.nodes for job in status._sacct(ids[2:]).values()} == {""}
 
 
 def test_what_the_accounting_alone_believes_to_run_was_lost(strict_cluster: Cluster) -> None:
     job, _ = started(strict_cluster, "#!/bin/bash\nsleep 600\n")
     words = ("sacct", "-X", "-n", "-P", "--format=State", f"--jobs={job}")
     wait_for(lambda: strict_cluster.run(*words) == "RUNNING\n", every_s=0.3)
-    assert slurm_status._sacct([str(job)]) == {}
+    assert status._sacct([str(job)]) == {}
     strict_cluster.run("scancel", str(job))
 
 
-def states(jobs: Mapping[str, slurm_status.JobNow]) -> dict[str, str]:
+def states(jobs: Mapping[str, status.JobNow]) -> dict[str, str]:
     return {name: job.state for name, job in jobs.items()}
 
 

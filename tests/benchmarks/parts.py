@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 import torch
 from torch import nn
 
-from launcher import loops
-from launcher.context import Context
-from launcher.faults import StopRequest
-from launcher.prepare import prepare
-from launcher.sampler import ShardSampler
+from launcher.data.sampler import ShardSampler
+from launcher.ranks.context import Context
+from launcher.ranks.faults import StopRequest
+from launcher.train import loops
+from launcher.train.prepare import prepare
 
 
 def ratio(

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, RandomCrop, ToTensor
 
-from launcher.data import Loader
-from launcher.recipe import Recipe
-from launcher.sampler import ShardSampler
+from launcher.data.loader import Loader
+from launcher.data.sampler import ShardSampler
+from launcher.recipe.base import Recipe
 
 SAMPLES, BATCH = 3200, 64
 

@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from launcher.arrays import ArrayDataset
-from launcher.checkpoint import Saver, state_of
-from launcher.context import Context, unwrapped
-from launcher.faults import StopRequest
+from launcher.data.arrays import ArrayDataset
 from launcher.files import sync
-from launcher.loops import checkpoint, train_step
-from launcher.metrics import Totals
-from launcher.prepare import prepare
-from launcher.recipe import Recipe
-from launcher.run_dir import RunDir
+from launcher.ranks.context import Context, unwrapped
+from launcher.ranks.faults import StopRequest
+from launcher.ranks.metrics import Totals
+from launcher.recipe.base import Recipe
+from launcher.run.directory import RunDir
+from launcher.train.checkpoint import Saver, state_of
+from launcher.train.loops import checkpoint, train_step
+from launcher.train.prepare import prepare
 
 WIDTH, LAYERS, ROUNDS = 4096, 4, 5
 

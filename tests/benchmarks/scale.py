@@ -17,15 +17,15 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from launcher.launch import Nodes, command, environment
-from launcher.mark import Marker
-from launcher.metrics import Sums
-from launcher.recipe import StepSums
-from launcher.record import Record
-from launcher.run_dir import RunDir
-from launcher.sampler import ShardSampler
-from launcher.supervise import HangWatch
-from launcher.verdict import verdict
+from launcher.data.sampler import ShardSampler
+from launcher.launch.launch import Nodes, command, environment
+from launcher.launch.supervise import HangWatch
+from launcher.launch.verdict import verdict
+from launcher.ranks.metrics import Sums
+from launcher.recipe.base import StepSums
+from launcher.run.directory import RunDir
+from launcher.run.mark import Marker
+from launcher.run.record import Record
 
 WORLDS = (1, 8, 64, 256, 1024)
 NODE = 8  # processes of a machine

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import psutil
 from training import RECIPES, Run, launcher, started
 
-from launcher import mark
+from launcher.run import mark
 
 WORDS = ["samples=400", "checkpoint_every=4", "step_s=0.05", "hidden=32", "dropout=0.1"]
 

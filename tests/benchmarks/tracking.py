@@ -35,7 +35,7 @@ def alternated(folder: Path, epochs: int, nproc: int) -> tuple[Run, list[tuple[f
         wait_for(lambda: any(run.path.glob("wandb/offline-run-*/*.wandb")))
         time.sleep(WINDOW_S)
         family = psutil.Process(process.pid).children(recursive=True)
-        mirror = next(one for one in family if "mirror_process" in one.cmdline())
+        mirror = next(one for one in family if "mirror" in one.cmdline())
         both = [mirror, *mirror.children(recursive=True)]
         while process.poll() is None and not (run.path / "result.json").exists():
             going = len(turns) % 2 == 0

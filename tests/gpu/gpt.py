@@ -141,7 +141,7 @@ def timed() -> None:
 
 def by_hand(options: dict[str, str]) -> None:
     """Train as PyTorch's documentation has it: bf16 autocast, compiled, fused AdamW."""
-    from launcher.hyperparameters import configure
+    from launcher.recipe.hyperparameters import configure
 
     recipe = cast("Gpt", configure(Gpt, "gpt", options))
     device = "cuda" if torch.cuda.is_available() else "cpu"

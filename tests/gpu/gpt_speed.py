@@ -53,7 +53,7 @@ def flops_of_step(*, small: bool) -> int:
     from gpt import GPT, Gpt
     from torch.utils.flop_counter import FlopCounterMode
 
-    from launcher.hyperparameters import configure
+    from launcher.recipe.hyperparameters import configure
 
     os.environ.setdefault("GPT_OUT", os.devnull)
     options = dict(word.split("=") for word in SMALL) if small else {}

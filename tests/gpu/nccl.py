@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launcher.context import Context
 from launcher.errors import PeerFailed
+from launcher.ranks.context import Context
 
 sys.path.insert(0, str(Path(__file__).parent))
 from check import Note

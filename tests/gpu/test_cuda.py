@@ -9,14 +9,15 @@ import pytest
 import torch
 from training import RECIPES, Run, launcher, many_runs, started, wait_for
 
-from launcher import loops, mark
-from launcher.context import Context
-from launcher.device import on_host, set_arithmetic
-from launcher.faults import StopRequest
-from launcher.hyperparameters import configure
-from launcher.metrics import Totals
-from launcher.prepare import prepare
-from launcher.recipe_file import find, load
+from launcher.data.device import on_host, set_arithmetic
+from launcher.ranks.context import Context
+from launcher.ranks.faults import StopRequest
+from launcher.ranks.metrics import Totals
+from launcher.recipe.file import find, load
+from launcher.recipe.hyperparameters import configure
+from launcher.run import mark
+from launcher.train import loops
+from launcher.train.prepare import prepare
 
 pytestmark = [
     pytest.mark.gpu,

@@ -31,7 +31,7 @@ def main(cpu: bool, folder: Path, note: Note) -> None:
 
 def checkpoints(cpu: bool, folder: Path, note: Note) -> None:
     """Time what a save of 2 GB blocks: the copy to host memory, the first and the later ones."""
-    from launcher.device import on_host, reserve
+    from launcher.data.device import on_host, reserve
 
     gigabytes = 0.05 if cpu else 2
     count = int(gigabytes * 1e9 / 4 / 100)

@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from launcher import ArrayDataset, Recipe, checkpoint_files, main, worker
+from launcher import ArrayDataset, Recipe, main
+from launcher.run import checkpoint_files
+from launcher.train import worker
 
 
 def late(work: Callable[..., Any], seconds: float) -> Callable[..., Any]:

@@ -1,0 +1,141 @@
+"""The commands for runs on a cluster: status, logs, cancel, resubmit."""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.cli.say import say
+from launcher.cli.slurm import sbatch_of, warn_if_stuck, with_sbatch_options
+from launcher.errors import BadInput
+from launcher.masks import clean_log
+from launcher.processes import shown
+from launcher.slurm import control
+from launcher.slurm.status import NoAnswer, Status, find, statuses
+from launcher.slurm.status import status as status_of
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_WHICH = click.argument("which", nargs=-1, metavar="[RUN_DIR|JOB]...")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@_WHICH
+@_JSON
+def status(which: tuple[str, ...], as_json: bool) -> None:
+    """Show how submitted runs are: those below ./runs, or the given ones.
+
+    A job id is looked for among the runs below ./runs. What SLURM has forgotten is told from the
+    run directories.
+    """
+    paths = find(which)
+    try:
+        rows = statuses(paths)
+    except NoAnswer as error:
+        say(f"{error.message}; this is what the run directories say", err=True)
+        rows = [status_of(path, None) for path in paths]
+    if as_json:
+        say(json.dumps([asdict(row) for row in rows]))
+        return
+    width = max((len(row.run_dir) for row in rows), default=0)
+    for row in rows:
+        say(_line(row, width))
+    counts = Counter(row.state for row in rows)
+    if len(rows) > 1:
+        say(", ".join(f"{count} {state}" for state, count in counts.most_common()))
+    if not rows:
+        say("no submitted runs below ./runs")
+
+
+def _line(row: Status, width: int) -> str:
+    """Return a run in one line."""
+    notes = [row.nodes, row.reason if row.is_live or row.state != "completed" else ""]
+    if row.starts > 1:
+        notes.append(f"start {row.starts}")
+    if row.bad_nodes:
+        notes.append(f"without {','.join(row.bad_nodes)}")
+    if row.error and not row.is_live:
+        notes.append(row.error.partition("\n")[0])
+    told = f"step {row.step}, {row.epochs} epochs"
+    job = row.job or "-"
+    line = f"{row.run_dir:<{width}}  {job:>8}  {row.state:<10}  {told:<22}  " + "  ".join(
+        filter(None, notes)
+    )
+    return line.replace("\n", "\\n")
+
+
+@click.command()
+@_RUN_DIR
+@click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
+@click.option("--rank", type=click.IntRange(0), help="What one process said.")
+@_JSON
+def logs(run_dir: Path, follow: bool, rank: int | None, as_json: bool) -> None:
+    """Print the newest batch log of RUN_DIR, or the log of one rank."""
+    if follow and as_json:
+        raise BadInput("--follow prints as it comes, --json at the end: give one of them")
+    path = control.log_of(run_dir, rank)
+    if follow:
+        control.follow(lambda: control.log_of(run_dir, rank), lambda: control.is_live(run_dir))
+        return
+    if not path.exists():
+        hint = "`launcher status RUN_DIR` says whether it has started"
+        raise BadInput(f"there is no `{path}` yet", hint=hint)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if as_json:
+        say(json.dumps({"path": str(path), "text": text}))
+    else:
+        sys.stdout.write(clean_log(text))
+
+
+@click.command()
+@click.argument("which", nargs=-1, required=True, metavar="RUN_DIR|JOB...")
+@_JSON
+def cancel(which: tuple[str, ...], as_json: bool) -> None:
+    """Cancel all jobs of runs, running and waiting ones; what is saved stays.
+
+    SLURM asks a running job to stop, and it saves a checkpoint; what is left after the site's
+    KillWait is killed. `launcher resubmit` goes on with the run.
+    """
+    paths = find(which)
+    cancelled = control.cancel(paths)
+    if as_json:
+        say(json.dumps([one._asdict() for one in cancelled]))
+        return
+    for one in cancelled:
+        say(
+            f"job {one.job}, {one.was}, was told to end; "
+            f"go on: launcher resubmit {shown(Path(one.run_dir))}"
+        )
+    if not cancelled:
+        say("nothing to cancel: no job of these runs waits or runs")
+
+
+@click.command()
+@_RUN_DIR
+@with_sbatch_options
+@click.option("--max-requeues", type=click.IntRange(0), help="[default: as before]")
+@click.option("--max-failures", type=click.IntRange(0), help="[default: as before]")
+@_JSON
+def resubmit(run_dir: Path, as_json: bool, **options: Any) -> None:
+    """Submit the run in RUN_DIR again; it goes on from its newest checkpoint.
+
+    The job runs the code as it was at first, with the options of then where none are given now. Of
+    an array, those runs go on that are not completed.
+    """
+    budgets = {
+        name: options[name]
+        for name in ("max_requeues", "max_failures")
+        if options[name] is not None
+    }
+    jobs = control.resubmit(run_dir, sbatch_of(options), budgets)
+    if as_json:
+        say(json.dumps({"run_dir": str(run_dir), "jobs": [asdict(job) for job in jobs]}))
+    else:
+        for job in jobs:
+            say(f"job {job.name} goes on with {run_dir}")
+        say(f"follow it: launcher logs {shown(run_dir)} --follow")
+    warn_if_stuck(jobs, run_dir)

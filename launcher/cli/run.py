@@ -1,0 +1,286 @@
+"""The commands that train and test on this machine: run, debug, resume, test, checkpoints."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.cli.say import say
+from launcher.cli.words import PassesOn, TakesHyperparameters
+from launcher.errors import BadInput
+from launcher.gpus import gpus
+from launcher.launch.launch import Launch, Nodes, check, launch, threads_of
+from launcher.launch.resume import (
+    check_is_run,
+    choose,
+    is_completed,
+    recipe_of,
+    resumed,
+    test_of,
+    where_it_began,
+)
+from launcher.recipe.base import Recipe
+from launcher.recipe.file import RecipeFile, find, load, outline
+from launcher.recipe.hyperparameters import configure, split_overrides
+from launcher.run import wandb
+from launcher.run.checkpoint_files import all_of, problem
+from launcher.run.config import describe as describe_run
+from launcher.run.config import new_run_path
+from launcher.run.directory import RunDir, read_config, read_json
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
+_MAX_RESTARTS = click.option(
+    "--max-restarts",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Start again so often, from the last checkpoint, when a process fails.",
+)
+
+
+TRACKING = click.option(
+    "--tracking",
+    type=click.Choice(wandb.MODES),
+    help="Weights & Biases: online, offline (`launcher sync` uploads it later) or disabled. "
+    "[default: WANDB_MODE, else online where there are credentials, else offline]",
+)
+
+
+def _machines(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options for several machines without SLURM."""
+    for option in (
+        click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0."),
+        click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0."),
+        click.option(
+            "--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command(cls=PassesOn)
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]... [-- ...]")
+@click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
+@click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for everything the run makes. [default: runs/RECIPE-TIME-ID]",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Take hyperparameters and processes from a run's config.json, to repeat it.",
+)
+@_machines
+@_MAX_RESTARTS
+@click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
+@TRACKING
+@click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
+@click.option("--group", help="W&B group. [default: WANDB_RUN_GROUP]")
+@click.option(
+    "--tag", "tags", multiple=True, help="W&B tag; may be repeated. [default: WANDB_TAGS]"
+)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    recipe: str,
+    words: tuple[str, ...],
+    nproc: int | None,
+    cpu: bool,
+    run_dir: Path | None,
+    config: Path | None,
+    nnodes: int,
+    node_rank: int,
+    rdzv_endpoint: str | None,
+    max_restarts: int,
+    profile: bool,
+    tracking: str | None,
+    project: str | None,
+    group: str | None,
+    tags: tuple[str, ...],
+) -> None:
+    """Train RECIPE: a bundled name or the path of a file.
+
+    Hyperparameters follow it as KEY=VALUE; `launcher recipes show RECIPE` lists them. What comes
+    after -- goes to `accelerate launch` as it stands.
+    """
+    file, made, told = _configured(recipe, words, config)
+    repeated = told.get("world_size") if nnodes == 1 else None
+    nodes = Nodes(
+        nproc=nproc or repeated or max(1, 0 if cpu else gpus()),
+        nnodes=nnodes,
+        node_rank=node_rank,
+        endpoint=rdzv_endpoint,
+        cpu=cpu or bool(told.get("cpu")),
+    )
+    check(nodes)
+    _refuse_restarts(nodes, max_restarts)
+    if nnodes > 1 and run_dir is None:
+        raise BadInput("several machines need --run-dir, the same folder on each")
+    folder = RunDir((run_dir or new_run_path(file.name)).absolute())
+    # Machine 0 makes the run directory; the others, which may not share its disk, keep a copy of
+    # what they were told in its logs.
+    spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
+    tracked = wandb.tracking(file.name, tracking, project=project, group=group, tags=tags)
+    config_json = describe_run(
+        file,
+        made,
+        nproc=nodes.nproc,
+        nnodes=nnodes,
+        cpu=nodes.cpu,
+        threads=threads_of(nodes, told),
+        tracking=tracked,
+    )
+    if node_rank:
+        folder.refuse_foreign()
+    new = spec.create(config_json | ({"profile": True} if profile else {}), file.source)
+    launch(Launch(folder, spec, nodes, ctx.args, max_restarts, made=new))
+
+
+@click.command(cls=TakesHyperparameters)
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
+def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
+    """Train a few batches of RECIPE in this process, on the CPU, and test a few.
+
+    breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
+    is written.
+    """
+    file, _, _ = _configured(recipe, words, None)
+    recipe_type = load(file)
+    from launcher.train.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
+
+    debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps)
+
+
+@click.command(cls=TakesHyperparameters)
+@_RUN_DIR
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@_NPROC
+@click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
+@click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
+@_machines
+@_MAX_RESTARTS
+@TRACKING
+def resume(
+    run_dir: Path,
+    words: tuple[str, ...],
+    nproc: int | None,
+    cpu: bool,
+    allow_changes: bool,
+    nnodes: int,
+    node_rank: int,
+    rdzv_endpoint: str | None,
+    max_restarts: int,
+    tracking: str | None,
+) -> None:
+    """Continue the run in RUN_DIR from its newest valid checkpoint.
+
+    It goes on in the folder where it was started. The number of processes may differ from before.
+    `epochs=N` extends a run that has completed.
+    Several machines must all see RUN_DIR.
+    """
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    click.get_current_context().with_resource(where_it_began(folder))
+    told = folder.read_config()
+    nodes = Nodes(
+        nproc=nproc or max(1, int(told["world_size"]) // nnodes),
+        nnodes=nnodes,
+        node_rank=node_rank,
+        endpoint=rdzv_endpoint,
+        cpu=cpu or bool(told["cpu"]),
+    )
+    check(nodes)
+    _refuse_restarts(nodes, max_restarts)
+    config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
+    if mode := wandb.asked_for(tracking):
+        config["tracking"]["mode"] = mode
+    epochs = config["hyperparameters"]["epochs"]
+    if is_completed(folder, epochs):
+        say(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")
+        return
+    launch(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
+
+
+@click.command()
+@_RUN_DIR
+@click.option("--checkpoint", default="last", metavar="best|last|STEP", show_default=True)
+@_NPROC
+@click.option("--cpu", is_flag=True, help="Test on the CPU although there are GPUs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: bool) -> None:
+    """Test a checkpoint of RUN_DIR on every sample of the test set, once."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    chosen = choose(folder, checkpoint)
+    click.get_current_context().with_resource(where_it_began(folder))
+    told = folder.read_config()
+    nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
+    check(nodes)
+    with test_of(folder, chosen, nodes) as job:
+        launch(job)
+        result = read_json(job.run.result) or {}
+    result |= {"step": chosen.step, "epoch": chosen.epoch}
+    if as_json:
+        say(json.dumps(result))
+        return
+    right = f"{result['test_correct']} of {result['test_samples']} right, "
+    exact = right if result["test_correct"] is not None else ""
+    say(f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}")
+
+
+@click.command()
+@_RUN_DIR
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def checkpoints(run_dir: Path, as_json: bool) -> None:
+    """List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    found = [(c, problem(c)) for c in all_of(folder.checkpoints)]
+    if as_json:
+        rows = [
+            {"step": c.step, "epoch": c.epoch, "size": c.size, "valid": not wrong, **c.facts}
+            for c, wrong in found
+        ]
+        say(json.dumps(rows))
+        return
+    for c, wrong in found:
+        tested = _accuracy(c.facts) if c.score is not None else "not tested, "
+        size = f"{c.size / 1e6:.1f} MB"
+        say(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
+    if not found:
+        say("no checkpoints")
+
+
+def _configured(
+    recipe: str, words: tuple[str, ...], config: Path | None
+) -> tuple[RecipeFile, Recipe, dict[str, Any]]:
+    """Return the recipe file, the recipe made from --config and overrides, and the config."""
+    overrides = split_overrides(words)
+    told = read_config(config) if config else {}
+    file = find(recipe)
+    if config and told and file.path == (config.parent / "recipe.py").resolve():
+        file = recipe_of(RunDir(config.parent))  # with the files beside the original
+    values = told.get("hyperparameters", {}) | overrides
+    return file, configure(outline(file), recipe, values), told
+
+
+def _refuse_restarts(nodes: Nodes, max_restarts: int) -> None:
+    if nodes.nnodes > 1 and max_restarts:
+        raise BadInput(
+            "--max-restarts restarts the processes of one machine, not of several",
+            hint="start all machines again with `launcher resume RUN_DIR` and the same options",
+        )
+
+
+def _accuracy(facts: Mapping[str, Any]) -> str:
+    accuracy = facts.get("test_accuracy")
+    return "" if accuracy is None else f"test accuracy {100 * accuracy:.2f}%, "

@@ -1,0 +1,159 @@
+"""The commands that look at runs: list them, and put some into one page."""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.cli.say import say
+from launcher.errors import BadInput, RunDirError
+from launcher.launch.resume import check_is_run
+from launcher.run.directory import RunDir, write_text
+from launcher.run.listing import RunSummary, age, differences, find_runs, rows_of, summary, word
+
+_GENERATOR = b'content="launcher report"'  # in the head of each page that is written
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_COLOURS = {"running": "cyan", "completed": "green", "stopped": "yellow", "new": "dim"}
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER, default="runs")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER: state, step, metrics, age, and what they differ in.
+
+    Newest first. FOLDER is `runs` where none is named, and is looked through four levels deep.
+    Hyperparameters are compared among the runs of one recipe.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112  # `is_dir` raises for what no name can be
+        raise BadInput(
+            f"there is no folder `{folder}`", hint="name the folder that holds run directories"
+        )
+    found = _summaries(folder)
+    differ, now = differences(found), time.time()
+    if as_json:
+        say(json.dumps([_raw(*pair, now) for pair in zip(found, differ, strict=True)]))
+    elif found:
+        _print_table([_cells(*pair, folder, now) for pair in zip(found, differ, strict=True)])
+    else:
+        say(f"no runs in `{folder}`")
+
+
+@click.command()
+@click.argument("run_dirs", metavar="RUN_DIR...", nargs=-1, required=True, type=_FOLDER)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page. [default: report.html in the one RUN_DIR, else in the current folder]",
+)
+def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
+    """Write one HTML page that shows RUN_DIR, or compares several.
+
+    Curves, hyperparameters, results and versions. The page needs no network and no other file.
+    """
+    from launcher.report.page import page  # noqa: PLC0415  # plotly and Jinja, only here
+
+    folders = list(dict.fromkeys(path.absolute() for path in run_dirs))
+    for folder in folders:
+        check_is_run(RunDir(folder))
+    shown = [(summary(folder), rows_of(RunDir(folder))) for folder in folders]
+    target = output or (run_dirs[0] if len(folders) == 1 else Path()) / "report.html"
+    try:
+        _refuse_foreign(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, page(shown, time.time()))
+    except OSError as error:
+        raise BadInput(
+            f"`{target}` cannot be written: {error.strerror}", hint="name another with --output"
+        ) from error
+    say(target)
+    for run, rows in shown:
+        if not rows:
+            say(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Raise BadInput where a file is there that is no page of ours: only those are renewed."""
+    if target.is_file():
+        with target.open("rb") as file:
+            if _GENERATOR in file.read(1000):
+                return
+    if target.exists():
+        hint = "name another with --output; nothing was overwritten"
+        raise BadInput(f"`{target}` exists, and is no page of `launcher report`", hint=hint)
+
+
+def _summaries(folder: Path) -> list[RunSummary]:
+    """Return the runs in a folder, newest first; says what looks like one and is none."""
+    found, odd = [], []
+    for path in find_runs(folder):
+        try:
+            found.append(summary(path))
+        except (RunDirError, OSError):
+            odd.append(path)
+    if odd:
+        say(
+            f"left out, for their config.json is no run's: {', '.join(map(word, odd[:3]))}"
+            + (f" and {len(odd) - 3} more" if odd[3:] else ""),
+            err=True,
+        )
+    return sorted(found, key=lambda run: run.created, reverse=True)
+
+
+def _raw(run: RunSummary, differs: dict[str, Any], now: float) -> dict[str, Any]:
+    values = asdict(run) | {"path": str(run.path), "name": run.path.name}
+    del values["config"]
+    return values | {"age": now - run.created, "differs": differs}
+
+
+def _cells(run: RunSummary, differs: dict[str, Any], folder: Path, now: float) -> dict[str, str]:
+    """Return a line of the table, by heading."""
+    name = run.path.absolute().name if run.path == folder else run.path.relative_to(folder)
+    asked = run.hyperparameters.get("epochs", "?")
+    return {
+        "run": word(name),
+        "state": run.state,
+        "recipe": run.recipe,
+        "processes": word(run.world_size or "-"),
+        "epoch": f"{run.epochs}/{word(asked)}",
+        "step": str(run.step),
+        "train loss": _loss(run.train_loss),
+        "test loss": _loss(run.test_loss),
+        "best loss": _loss(run.best_test_loss),
+        "accuracy": _percent(run.test_accuracy),
+        "best": _percent(run.best_test_accuracy),
+        "age": age(now - run.created),
+        "differs in": " ".join(f"{word(k)}={word(v)}" for k, v in differs.items()),
+    }
+
+
+def _print_table(lines: list[dict[str, str]]) -> None:
+    """Print aligned columns, as wide as they need to be; colours and bold on a terminal only."""
+    from rich.console import Console  # noqa: PLC0415  # --json and --help need none
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    words = ("run", "state", "recipe", "differs in")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in lines[0]:
+        table.add_column(heading, justify="left" if heading in words else "right", no_wrap=True)
+    for line in lines:
+        colour = _COLOURS.get(line["state"], "red")
+        cells = {heading: Text(text) for heading, text in line.items()}
+        cells["state"].stylize(colour)
+        table.add_row(*cells.values())
+    width = 1 + sum(2 + max(map(len, (h, *(line[h] for line in lines)))) for h in lines[0])
+    Console(width=2 * width, highlight=False).print(table)
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if value < 1e4 else f"{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"

@@ -1,0 +1,205 @@
+"""The commands that put a run on a cluster: submit, and those that job scripts call."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.cli.run import TRACKING
+from launcher.cli.say import say
+from launcher.cli.words import TakesHyperparameters
+from launcher.errors import BadInput, RunDirError
+from launcher.job import lifecycle
+from launcher.job import node as job_node
+from launcher.job import requeue as job_requeue
+from launcher.launch.launch import Nodes
+from launcher.processes import shown
+from launcher.run.directory import RunDir
+from launcher.run.job import Job
+from launcher.slurm import control, local
+from launcher.slurm.options import sbatch_options, value_of
+
+# Options of sbatch that have a name of their own here; all others go through --sbatch.
+SBATCH = {
+    "nodes": "How many nodes.",
+    "gpus-per-node": "GPUs of each node, and processes on it.",
+    "time": "Time limit, for each start: minutes or H:MM:SS.",
+    "partition": "Where to queue.",
+    "account": "Who pays.",
+    "qos": "Quality of service.",
+    "constraint": "Features that nodes must have.",
+    "mem": "Memory of each node.",
+    "cpus-per-task": "Cores of each node. [default without GPUs: one for each process]",
+    "exclude": "Nodes not to use.",
+    "nice": "Wait behind others.",
+    "mail-user": "Whom SLURM writes to.",
+    "job-name": "[default: the recipe's name]",
+}
+
+
+def with_sbatch_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that end up as sbatch's or srun's; `sbatch_of` collects them."""
+    command = click.option(
+        "--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch."
+    )(command)
+    for name, meaning in reversed(SBATCH.items()):
+        command = click.option(f"--{name}", metavar="VALUE", help=meaning)(command)
+    return command
+
+
+def sbatch_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return sbatch's options among those of a command, without dashes."""
+    named = {name: options[name.replace("-", "_")] for name in SBATCH}
+    given = {name: value_of(name, value) for name, value in named.items() if value is not None}
+    return given | sbatch_options(options["sbatch"])
+
+
+def warn_if_stuck(jobs: Sequence[Job], run_dir: Path) -> None:
+    """Say it where new jobs of a run would wait for ever."""
+    if reason := control.never_starts(jobs):
+        words = f"warning: it can never start as it is ({reason})"
+        say(f"{words}: launcher cancel {shown(run_dir)}", err=True, colour="yellow")
+
+
+_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+
+
+@click.command(cls=TakesHyperparameters)
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@with_sbatch_options
+@click.option("--nproc", type=click.IntRange(1), help="Processes a node. [default: one per GPU]")
+@click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="One run for each combination.")
+@click.option("--max-parallel", type=click.IntRange(1), help="Runs of a grid at the same time.")
+@click.option("--profile", default="default", help="Site profile: a name or a TOML file.")
+@click.option(
+    "--template",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder with job.sbatch.j2 or node.sh.j2. [default: slurm/ beside the recipe]",
+)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: runs/RECIPE-TIME-ID]")
+@click.option("--max-requeues", type=click.IntRange(0), default=100, show_default=True,
+              help="Starts after time limits, and as many after lost nodes.")  # fmt: skip
+@click.option("--max-failures", type=click.IntRange(0), default=3, show_default=True,
+              help="Starts after failures.")  # fmt: skip
+@click.option("--no-requeue", is_flag=True, help="End for good at the first end.")
+@click.option("--chain", type=click.IntRange(2), metavar="N",
+              help="N dependent jobs, where a site forbids to requeue.")  # fmt: skip
+@TRACKING
+@click.option("--no-snapshot", is_flag=True, help="Run the code as it is when the job starts.")
+@click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
+@click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
+@click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
+@click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
+    """Train RECIPE on a SLURM cluster, through preemption and time limits.
+
+    The options come from the command line, else from the site profile. `--grid` makes an array of
+    runs, one for each combination of values.
+    """
+    from launcher.slurm import shown as slurm_shown  # noqa: PLC0415  # brings Jinja, which is not light
+    from launcher.slurm import submit as submission  # noqa: PLC0415
+
+    if options["follow"] and (options["grid"] or options["as_json"]):
+        raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
+    named = {one.name: options[one.name] for one in fields(submission.Wishes)[3:]}
+    wishes = submission.Wishes(recipe, words, sbatch_of(options), **named)
+    plan = submission.plan(wishes)
+    for warning in plan.warnings:
+        say(f"warning: {warning}", err=True, colour="yellow")
+    if options["dry_run"]:
+        submission.check(plan, queue=False)
+        as_json = json.dumps(slurm_shown.as_json(plan)) if options["as_json"] else None
+        say(as_json or slurm_shown.shown(plan))
+        return
+    submission.check(plan, queue=not options["local"])
+    if options["local"]:
+        local.check(plan.nodes, plan.request.gpus)
+    folder = submission.make(plan)
+    if options["local"]:
+        sys.exit(local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0))
+    jobs = submission.submit(plan, folder)
+    where = shown(plan.request.run_dir)
+    if options["as_json"]:
+        told = {"jobs": [job.id for job in jobs], "run_dir": str(plan.request.run_dir)}
+        say(json.dumps(told))
+    else:
+        say(f"job {', '.join(job.id for job in jobs)}: {where}")
+        what = "status" if plan.wishes.grid else "logs --follow"
+        say(f"follow it with: launcher {what} {where}")
+    warn_if_stuck(jobs, plan.request.run_dir)
+    if options["follow"]:
+        sys.exit(0 if control.follow_run(plan.request.run_dir) == "completed" else 1)
+
+
+@click.group()
+def job() -> None:
+    """What job scripts call: begin, node, end, requeue."""
+
+
+@contextmanager
+def _kept(run_dir: Path) -> Iterator[None]:
+    """Say in words that the disk of a run directory takes nothing."""
+    try:
+        yield
+    except OSError as error:
+        words = f"run directory `{run_dir}` cannot be written: {error.strerror}"
+        raise RunDirError(words, hint="free space on its disk, then `launcher resubmit`") from error
+
+
+@job.command()
+@_RUN_DIR
+def begin(run_dir: Path) -> None:
+    """Count a start of the job; fails where it was started too often."""
+    here = lifecycle.Here.read(os.environ)
+    with _kept(run_dir):
+        say(lifecycle.begin(RunDir(run_dir.absolute()), here))
+
+
+@job.command()
+@_RUN_DIR
+@click.option("--nproc", type=click.IntRange(1), required=True)
+@click.option("--nnodes", type=click.IntRange(1), required=True)
+@click.option("--node-rank", type=int, required=True)
+@click.option("--rdzv-endpoint", required=True)
+def node(run_dir: Path, nproc: int, nnodes: int, node_rank: int, rdzv_endpoint: str) -> None:
+    """Run one node's processes to their end."""
+    run = RunDir(run_dir.absolute())
+    cpu = bool(run.read_config()["cpu"])
+    nodes = Nodes(nproc, nnodes, node_rank, rdzv_endpoint, cpu)
+    sys.exit(job_node.node(run, nodes, os.environ))
+
+
+@job.command()
+@_RUN_DIR
+@click.option("--code", type=int, required=True, help="The exit code of srun.")
+@click.option("--heard", default="", help="The last signal that the batch script got.")
+def end(run_dir: Path, code: int, heard: str) -> None:
+    """Say how it went and how the job goes on: by exit code 0, 75 to requeue, else a failure.
+
+    Prints the nodes that the next start must not get.
+    """
+    here = lifecycle.Here.read(os.environ)
+    with _kept(run_dir):
+        ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
+    if ended.message:
+        say(ended.message, err=True)
+    if ended.exclude:
+        say(ended.exclude)
+    sys.exit(ended.code)
+
+
+@job.command()
+@_RUN_DIR
+@click.option("--exclude", default="", help="Nodes that the next start must not get.")
+def requeue(run_dir: Path, exclude: str) -> None:
+    """Put the job back into the queue, however long SLURM takes to answer."""
+    here = lifecycle.Here.read(os.environ)
+    job_requeue.requeue(RunDir(run_dir.absolute()), here.job, exclude)

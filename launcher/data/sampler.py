@@ -1,0 +1,132 @@
+"""Which samples belong to which step and rank. Plain integers: no data, no processes."""
+
+from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DistributedSampler
+
+from launcher.data.randomness import Numbers, Permutation
+
+_AHEAD = 1 << 15  # samples of a rank that are looked up at once, for what an array call costs
+
+
+class ShardIndices(NamedTuple):
+    """The samples of one step that one rank handles, cut into micro-batches.
+
+    A rank without a sample of its own (a batch smaller than the world) gets one sample of
+    somebody else's as a ghost, `own` = 0: it takes part in the step's collectives with weight 0.
+    """
+
+    epoch: int
+    size: int  # samples in the global batch
+    own: int  # samples in this shard that count: all, or 0 for a ghost
+    micro_batches: list[Numbers]
+
+
+class ShardSampler(DistributedSampler[ShardIndices]):
+    """Torch's DistributedSampler by global batches: never pads, never drops.
+
+    The order is torch's: `randperm` from seed + epoch, a list in memory. Where more than
+    `torch_order_up_to` samples would make it long it is a Permutation, so that an epoch starts
+    anywhere at once and with next to no memory. Step k takes samples [k·B, (k+1)·B) of the order,
+    and rank r of W takes every W-th of those, from the r-th. So the set of samples of a step is
+    the same for every world size; shards differ by at most one sample; and where B and the
+    dataset divide evenly, each rank gets just the indices that DistributedSampler gives it.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        torch_order_up_to: int = 2_000_000,
+    ) -> None:
+        # The base class needs nothing of a dataset but its length.
+        super().__init__(range(size), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.size = size
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size or batch_size
+        self.torch_order_up_to = torch_order_up_to
+        self.first_step = 0
+        self.total_size = size  # the base class rounds it up to a multiple of the world size
+        full, rest = divmod(size, batch_size)
+        self.num_samples = full * len(range(rank, batch_size, world_size))
+        self.num_samples += len(range(rank, rest, world_size))
+
+    @property
+    def steps(self) -> int:
+        """Steps in a whole epoch."""
+        return -(-self.size // self.batch_size)
+
+    def order(self) -> dict[str, Any]:
+        """Return what the order of an epoch, and its steps, depend on: no number of ranks."""
+        return {
+            "samples": self.size,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "shuffled by torch": self.size <= self.torch_order_up_to,
+        }
+
+    def smallest_part(self, batch_size: int | None = None) -> int:
+        """Return the fewest samples that a forward pass of any rank gets, ghosts included.
+
+        Of batches of another size, where that is given.
+        """
+        batch = batch_size or self.batch_size
+        most = batch if self.micro_batch_size == self.batch_size else self.micro_batch_size
+        batches = {min(batch, self.size), self.size % batch or batch}
+        worlds = self.num_replicas
+        shards = {max(1, n) for size in batches for n in (size // worlds, -(-size // worlds))}
+        return min(shard if shard <= most else shard % most or most for shard in shards)
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Go to a step of an epoch; the next iteration starts there."""
+        self.set_epoch(epoch)
+        self.first_step = step
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[ShardIndices]:
+        order = self._order()
+        ahead = max(1, _AHEAD * self.num_replicas // self.batch_size)  # steps
+        for first in range(self.first_step, self.steps, ahead):
+            steps = range(first, min(first + ahead, self.steps))
+            places = [self._places(step) for step in steps]
+            indices = order(np.concatenate([np.arange(p.start, p.stop, p.step) for p in places]))
+            cuts = accumulate(map(len, places), initial=0)
+            for step, (start, stop) in zip(steps, pairwise(cuts), strict=True):
+                yield self._shard(step, indices[start:stop])
+
+    def _order(self) -> Callable[[Numbers], Numbers]:
+        """Return what tells which samples stand at which places of this epoch's order."""
+        if not self.shuffle:
+            return lambda places: places
+        if self.size > self.torch_order_up_to:
+            return Permutation(self.size, self.seed, self.epoch)
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order: Numbers = torch.randperm(self.size, generator=generator).numpy()
+        return lambda places: order[places]
+
+    def _places(self, step: int) -> range:
+        """Return where in the order this rank's samples of a step stand; a ghost's is the first."""
+        start, stop = self._bounds(step)
+        return range(start + self.rank, stop, self.num_replicas) or range(start, start + 1)
+
+    def _bounds(self, step: int) -> tuple[int, int]:
+        return step * self.batch_size, min((step + 1) * self.batch_size, self.size)
+
+    def _shard(self, step: int, indices: Numbers) -> ShardIndices:
+        start, stop = self._bounds(step)
+        own = len(indices) if start + self.rank < stop else 0
+        cuts = range(0, len(indices), self.micro_batch_size)
+        micro_batches = [indices[cut : cut + self.micro_batch_size] for cut in cuts]
+        return ShardIndices(self.epoch, stop - start, own, micro_batches)

@@ -1,0 +1,299 @@
+"""The life of a SLURM job: count its starts, judge its ends, decide how it goes on.
+
+The batch script asks `begin` before and `end` after; each node runs `launcher.job.node`. What they
+know is in the run directory: a job that was killed unheard is understood at its next start.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.errors import (
+    BadInput,
+    BudgetUsedUp,
+    LauncherError,
+    NodeFailed,
+    RunDirError,
+    Stopped,
+)
+from launcher.job.turn import taken_over, wait_for_turn
+from launcher.launch.launch import Nodes, threads_of
+from launcher.launch.resume import is_completed, resumed
+from launcher.launch.verdict import verdict
+from launcher.run import checkpoint_files, lock, mark
+from launcher.run.directory import RunDir, read_json
+from launcher.run.job import Attempt, SlurmFolder, Verdict
+from launcher.run.node_marks import Came, alike, look_at_all, to_blame
+from launcher.run.record import Record, write_result
+from launcher.slurm.client import hostnames, job_state
+
+TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
+
+
+@dataclass(frozen=True)
+class Here:
+    """Which job this is, as SLURM's variables tell."""
+
+    job: str  # 12, or 12_3 for a task of an array
+    restart: int
+    nodes: str  # n[1-2]
+
+    @classmethod
+    def read(cls, env: Mapping[str, str]) -> "Here":
+        """Read the environment; raises BadInput outside of a job."""
+        if "SLURM_JOB_ID" not in env:
+            raise BadInput("this is a command of job scripts, and here is no SLURM job")
+        task = env.get("SLURM_ARRAY_TASK_ID")
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{task}" if task else env["SLURM_JOB_ID"]
+        restart = int(env.get("SLURM_RESTART_COUNT") or 0)
+        return cls(job, restart, env.get("SLURM_JOB_NODELIST", ""))
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """How often a job may start again, by reason, and whether anything starts it again at all."""
+
+    max_requeues: int  # after time limits; and as often after nodes were taken away
+    max_failures: int
+    restart: bool  # by requeueing, or by the next job of a chain
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> "Budgets":
+        """Return what was asked for."""
+        return cls(asked["max_requeues"], asked["max_failures"], asked["restart"] != "never")
+
+    def used_up(self, attempts: Sequence[Attempt]) -> str | None:
+        """Return why the job may not start again after these attempts, None where it may."""
+        last = attempts[-1]
+        count = sum(one.verdict == last.verdict for one in attempts)
+        if last.verdict == "failed" and count > self.max_failures:
+            return f"failed {count} times; --max-failures allows {self.max_failures}"
+        if last.verdict in ("timeout", "interrupted") and count > self.max_requeues:
+            words = {"timeout": "came to its time limit", "interrupted": "was interrupted"}
+            what = words[last.verdict]
+            return f"{what} {count} times; --max-requeues allows {self.max_requeues}"
+        # Where nodes were taken away nobody knows how far it might have come.
+        alike = [one.step for one in attempts[:-1] if one.verdict == last.verdict]
+        got_on = not alike or last.step > max(alike) or last.bad_nodes
+        if last.verdict in ("timeout", "failed") and not got_on:
+            return f"the last start made no progress: step {last.step} is no farther than before"
+        return None
+
+
+@dataclass(frozen=True)
+class End:
+    """What the batch script is to do: exit 0, requeue (75), or fail; and what it says."""
+
+    code: int
+    message: str
+    exclude: str = ""  # nodes that the next start must not get
+    given_up: str = ""  # why it may not start again
+
+
+def begin(run: RunDir, here: Here) -> str:
+    """Count a start of the job; returns what to say of it.
+
+    Raises BudgetUsedUp where it was started too often, RunDirError where another job still writes
+    to the run directory.
+    """
+    if not SlurmFolder.of(run).asked():
+        raise RunDirError(f"`{run.path}` was not made by `launcher submit`")
+    wait_for_turn(run, here.job)
+    with lock.held(run):  # nothing is noted while somebody else may write
+        return _begin(run, here)
+
+
+def _begin(run: RunDir, here: Here) -> str:
+    folder, told = SlurmFolder.of(run), run.read_config()
+    asked = folder.asked()
+    if _completed(run, told):
+        return f"{run.path} is completed: there is nothing left to do"
+    attempts = _attempts(folder, asked)
+    if attempts and attempts[-1].verdict is None:
+        # Killed before it could say how it ended: SLURM took its nodes, or one of them was lost.
+        folder.end("interrupted", TAKEN, reach(run), [])
+        attempts = _attempts(folder, asked)
+    if attempts:
+        _refuse_to_go_on(run, attempts, Budgets.of(asked))
+    nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
+    if folder.attempts():
+        told = resumed(run, {}, nodes, allow_changes=False)
+    run.write_config(told | {"threads": threads_of(nodes, told)})
+    _forget_last_end(run)
+    folder.blame_unfit()
+    folder.start(here.job, here.restart, here.nodes)
+    saved = checkpoint_files.all_of(run.checkpoints)
+    onward = f"goes on after step {saved[-1].step}" if saved else "starts"
+    return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1})"
+
+
+def end(run: RunDir, here: Here, code: int, heard: str) -> End:
+    """Judge an attempt from what it left in the run directory, and decide how the job goes on.
+
+    `code` is srun's exit code, `heard` the signal that the batch script got, if any.
+    """
+    folder, told = SlurmFolder.of(run), run.read_config()
+    asked = folder.asked()
+    if other := taken_over(run, here.job, here.restart):
+        words = f"error: {other} writes to `{run.path}` now: how this start ended is not noted"
+        return End(0 if _completed(run, told) else RunDirError.exit_code, words)
+    if _completed(run, told):
+        if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
+            folder.end("completed", 0, reach(run), [])
+        return End(0, "")
+    state, before = job_state(here.job), _attempts(folder, asked)
+    came = look_at_all(run, asked["nproc"], hostnames(here.nodes) or [""] * told["nodes"])
+    error = _cause(run, told, came, code, stopped=bool(heard) or _is_taken(state))
+    kind = judge(error, heard, state)
+    known = {name for one in folder.attempts() for name in one.bad_nodes}
+    if kind == "failed":
+        error = _note_bad_nodes(folder, came, before, error)
+    new_bad = sorted(folder.bad_nodes().keys() - known)
+    last = Attempt(here.job, here.restart, here.nodes, 0, kind, code, reach(run), None, new_bad)
+    told_end = answer(error, [*before[:-1], last], Budgets.of(asked), state)
+    folder.end(kind, told_end.code, last.step, new_bad)
+    if kind in ("timeout", "interrupted") and not isinstance(error, Stopped):
+        error = Stopped(f"SLURM ended the job: {error.message}")
+    _write_end(run, before, error, told_end.given_up)
+    if not (bad := folder.bad_nodes()):
+        return told_end
+    return replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
+
+
+def _cause(
+    run: RunDir, told: Mapping[str, Any], came: Sequence[Came], code: int, *, stopped: bool
+) -> LauncherError:
+    """Return what ended an attempt: a node, a rank, or somebody's request to stop."""
+    by_node, ranks = _node_error(run), range(told["world_size"])
+    # SLURM may ask steps alone. Not all nodes: srun asks the others when one of them has failed.
+    stopped = stopped or all(one.asked for one in came)
+    if stopped and by_node is None and not _had_begun(run, ranks):
+        return Stopped("stopped on request, before training began")
+    faulty = [one for one in came if one.fault and not one.lived]
+    blamed = to_blame(came, {})
+    if first := next(iter([*(one for one in faulty if one.node in blamed), *faulty]), None):
+        return NodeFailed(first.fault, hint=first.hint)
+    return by_node or verdict(run, ranks, range(told["nodes"]), code) or Stopped("stopped")
+
+
+def _had_begun(run: RunDir, ranks: Sequence[int]) -> bool:
+    """Whether a process had done or said anything: one that starts does not hear a request yet."""
+    records = Record.read_all(run, ranks)
+    marks = [mark.read(run.mark(record.rank)) for record in records]
+    return any(one.state != "running" for one in records) or any(one and one.steps for one in marks)
+
+
+def _note_bad_nodes(
+    folder: SlurmFolder, came: Sequence[Came], before: Sequence[Attempt], error: LauncherError
+) -> LauncherError:
+    """Note the nodes whose own fault it was; returns the error, with that of shared causes."""
+    bad, failed_before = folder.bad_nodes(), []
+    for one in reversed(before[:-1]):
+        if one.verdict != "failed":
+            break
+        failed_before += one.bad_nodes
+    faults = {name: bad[name] for name in failed_before if name in bad}
+    for name, fault in to_blame(came, faults).items():
+        folder.add_bad_node(name, fault)
+    shared = [one for one in came if one.fault and one.node not in folder.bad_nodes()]
+    if not shared or shared[0].fault != error.message:
+        return error
+    others = alike(shared[0], faults)
+    for name in others:
+        folder.forgive(name)
+    where = f"on {', '.join(others)}" if others else "on the other nodes"
+    return NodeFailed(f"{error.message}; it was no better {where}", hint=error.hint)
+
+
+def _write_end(
+    run: RunDir, attempts: Sequence[Attempt], error: LauncherError, given_up: str
+) -> None:
+    """Write result.json: how the run ended, or why it was given up."""
+    seconds = time.time() - (attempts[0].started if attempts else time.time())
+    if given_up:
+        said = "" if isinstance(error, Stopped) else f": {error.message}"
+        error = BudgetUsedUp(f"given up: {given_up}{said}")
+    write_result(run, run.read_config()["world_size"], error, seconds)
+
+
+def _is_taken(state: Mapping[str, str]) -> bool:
+    """Whether SLURM has ended the job, as far as it can be asked."""
+    return state.get("JobState", "RUNNING") != "RUNNING"
+
+
+def judge(error: LauncherError, heard: str, state: Mapping[str, str]) -> Verdict:
+    """Return what kind of end it was; `state` is what SLURM says of the job now."""
+    if state.get("Reason") == "TimeLimit":
+        return "timeout"
+    if _is_taken(state):
+        return "interrupted"  # whatever the processes said while they were being killed
+    if isinstance(error, Stopped):
+        # Without a warning of the time limit somebody else asked for it, perhaps on one node only:
+        # SLURM may still be ending what ran on a node that came back.
+        return "timeout" if heard == "USR1" else "interrupted"
+    return "mistake" if isinstance(error, BadInput) else "failed"
+
+
+def answer(
+    error: LauncherError, attempts: Sequence[Attempt], budgets: Budgets, state: Mapping[str, str]
+) -> End:
+    """Return what the batch script is to do after the last of these attempts."""
+    last = attempts[-1]
+    said = "" if isinstance(error, Stopped) else f"error: {error}\n"
+    if last.verdict == "interrupted" and _is_taken(state):
+        return End(TAKEN, f"{said}SLURM has taken the nodes, after step {last.step}")
+    if last.verdict == "mistake" or not budgets.restart:
+        return End(error.exit_code, said)
+    if why := budgets.used_up(attempts):
+        # A job that never started again fails with the code of what went wrong.
+        first = len(attempts) == 1 and not isinstance(error, Stopped)
+        used_up = error.exit_code if first else BudgetUsedUp.exit_code
+        return End(used_up, f"{said}given up: {why}", given_up="" if first else why)
+    return End(75, f"{said}{last.verdict} after step {last.step}: to be continued")
+
+
+def reach(run: RunDir) -> int:
+    """Return how many optimizer steps a run has come to, saved or not."""
+    found = mark.read(run.mark(0))
+    saved = [checkpoint.step for checkpoint in checkpoint_files.all_of(run.checkpoints)]
+    return max([found.steps if found else 0, *saved])
+
+
+def _node_error(run: RunDir) -> NodeFailed | None:
+    """Return what was wrong with a node where no rank was the cause: the first that was told."""
+    files = sorted(run.logs.glob("node-*-error.json"), key=lambda path: path.stat().st_mtime)
+    told = read_json(files[0]) if files else None
+    return NodeFailed(told["error"], hint=told["hint"]) if told else None
+
+
+def _completed(run: RunDir, told: Mapping[str, Any]) -> bool:
+    return is_completed(run, told["hyperparameters"]["epochs"])
+
+
+def _attempts(folder: SlurmFolder, asked: Mapping[str, Any]) -> list[Attempt]:
+    """Return the attempts of the last submission: a new one has new budgets."""
+    return [one for one in folder.attempts() if one.started >= asked["submitted"]]
+
+
+def _refuse_to_go_on(run: RunDir, attempts: Sequence[Attempt], budgets: Budgets) -> None:
+    """Raise BudgetUsedUp where the attempts so far leave no other: for the next job of a chain."""
+    last = attempts[-1]
+    if last.verdict == "mistake":
+        raise BudgetUsedUp("the start before this one failed in a way that no restart mends")
+    if why := budgets.used_up(attempts):
+        if last.code != BudgetUsedUp.exit_code:  # its own end did not say so
+            SlurmFolder.of(run).end(last.verdict or "failed", 76, last.step, last.bad_nodes)
+            _write_end(run, attempts, Stopped("stopped"), why)
+        hint = "`launcher resubmit RUN_DIR` goes on from the last checkpoint"
+        raise BudgetUsedUp(f"given up: {why}", hint=hint)
+
+
+def _forget_last_end(run: RunDir) -> None:
+    """Delete what tells how the last attempt ended: this one may die before it writes anything."""
+    for path in run.process_files():
+        if path.suffix != ".log":
+            path.unlink(missing_ok=True)
+    for path in SlurmFolder.of(run).path.glob(".meeting-*"):
+        path.unlink(missing_ok=True)
+    run.result.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Go on with a run that was stopped, or test one of its checkpoints: what to start, and whether."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import BadInput, RunDirError
+from launcher.launch.launch import Launch, Nodes, threads_of
+from launcher.masks import shown_value
+from launcher.processes import HERE
+from launcher.recipe.file import RecipeFile, outline
+from launcher.recipe.hyperparameters import configure
+from launcher.run import checkpoint_files, wandb
+from launcher.run.checkpoint_files import Checkpoint
+from launcher.run.directory import RunDir, read_json
+
+
+def recipe_of(run: RunDir) -> RecipeFile:
+    """Return the recipe of a run as it was, under the name of the file it came from."""
+    told = run.read_config()
+    try:
+        source = run.recipe.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunDirError(f"`{run.recipe}` cannot be read: {error}") from error
+    return RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
+
+
+@contextmanager
+def where_it_began(run: RunDir) -> Iterator[None]:
+    """Be in the folder where a run was started: relative paths and imports lead where they led."""
+    here, began = Path.cwd(), Path(run.read_config().get("folder", "."))
+    try:
+        os.chdir(began)
+    except OSError as error:
+        print(
+            f"WARNING: the run was started in {began}, which is not here ({error.strerror}): "
+            "relative paths and imports lead elsewhere now",
+            file=sys.stderr,
+        )
+    os.environ[HERE] = str(here)
+    try:
+        yield
+    finally:
+        del os.environ[HERE]
+        os.chdir(here)
+
+
+def is_completed(run: RunDir, epochs: int) -> bool:
+    """Whether a run has nothing left to do for so many epochs."""
+    result = read_json(run.result) or {}
+    epoch = result.get("epoch", 0)
+    return result.get("state") == "completed" and isinstance(epoch, int) and epoch >= epochs
+
+
+def resumed(
+    run: RunDir, overrides: Mapping[str, str], nodes: Nodes, *, allow_changes: bool
+) -> dict[str, Any]:
+    """Return the configuration that a run goes on with.
+
+    Raises BadInput where a hyperparameter other than `epochs` would change, with the difference.
+    """
+    told = {"tracking": wandb.tracking(run.path.name, "disabled")} | run.read_config()
+    recipe_type = outline(recipe_of(run))
+    before = told["hyperparameters"]
+    after = configure(recipe_type, str(run.recipe), before | overrides).hyperparameters()
+    # A hyperparameter that the run did not know, at its default, came with a newer launcher.
+    known = before.keys() | overrides.keys()
+    changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
+    others = [k for k in changes if k != "epochs"]
+    if others and not allow_changes:
+        told_of = {k: [shown_value(k, v) for v in changes[k]] for k in others}
+        shown = ", ".join(f"{k} from {old} to {new}" for k, (old, new) in told_of.items())
+        raise BadInput(
+            f"a run is not continued with other hyperparameters: {shown}",
+            hint="--allow-changes does it all the same; the result is then no longer that of one "
+            "recipe and seed",
+        )
+    session = {"time": time.time(), "world_size": nodes.world_size, "changes": changes}
+    return told | {
+        "hyperparameters": after,
+        "world_size": nodes.world_size,
+        "threads": threads_of(nodes, told),
+        "nodes": nodes.nnodes,
+        "cpu": nodes.cpu,
+        "resumed": [*told.get("resumed", []), session | {"command": sys.argv}],
+    }
+
+
+def choose(run: RunDir, which: str) -> Checkpoint:
+    """Return the checkpoint called best, last or by its step; raises BadInput for no valid one."""
+    everything = checkpoint_files.all_of(run.checkpoints)
+    named = {
+        "last": everything[-1:],
+        "best": checkpoint_files.best(everything),
+    }.get(which, [c for c in everything if str(c.step) == which][-1:])
+    if not named:
+        steps = ", ".join(str(c.step) for c in everything) or "none"
+        raise BadInput(
+            f"`{run.path}` has no checkpoint `{which}`", hint=f"there are best, last, and: {steps}"
+        )
+    if wrong := checkpoint_files.problem(named[0]):
+        raise BadInput(f"checkpoint {named[0].path.name} is not valid: {wrong}")
+    return named[0]
+
+
+@contextmanager
+def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launch]:
+    """Give a launch that tests a checkpoint in a folder of its own; the run may be going on."""
+    told = run.read_config()
+    configured = told | {
+        "world_size": nodes.world_size,
+        "threads": threads_of(nodes, told),
+        "cpu": nodes.cpu,
+    }
+    with tempfile.TemporaryDirectory(prefix="launcher-test-") as folder:
+        scratch = RunDir(Path(folder))
+        kept = _kept(checkpoint, scratch.path)
+        configured |= {"test": str(kept)}
+        scratch.fill(configured, recipe_of(run).source)
+        yield Launch(scratch, scratch, nodes, resumed=configured)
+
+
+def _kept(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Return a folder with the files of a checkpoint, which a run that goes on may delete."""
+    kept = folder / checkpoint.path.name
+    kept.mkdir()
+    try:
+        for name in (checkpoint_files.MODEL, checkpoint_files.TRAINING):
+            _link_or_copy(checkpoint.path / name, kept / name)
+    except OSError as error:
+        hint = "the run that goes on has deleted it; ask for another"
+        raise BadInput(f"checkpoint {checkpoint.path.name} is gone", hint=hint) from error
+    return kept
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # the folder for temporary files is on another disk
+        shutil.copyfile(source, target)
+
+
+def check_is_run(run: RunDir) -> None:
+    """Raise RunDirError where a folder holds no run."""
+    try:
+        run.config.stat()
+    except PermissionError:  # whose it is, the command line tells
+        raise
+    except OSError as error:
+        hint = "name the folder that `launcher run` printed"
+        raise RunDirError(f"`{run.path}` holds no run", hint=hint) from error

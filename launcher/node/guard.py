@@ -1,0 +1,78 @@
+"""Stands between the launcher and what it starts: nothing that a run has started outlives it.
+
+    python -m launcher.node.guard COMMAND ARGUMENTS…
+
+What a recipe starts may leave its session and lose its parent (double forks, setsid, daemons). The
+kernel gives such processes to this one, which ends them with the command, or with the launcher.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from contextlib import suppress
+from textwrap import shorten
+from types import FrameType
+
+import psutil
+
+from launcher.processes import (
+    PARENT,
+    adopt_orphans,
+    die_with_parent,
+    kill_children,
+    living_children,
+)
+
+_GRACE_S = 1.0  # for what ends by itself when it has lost its parent
+
+
+def main(command: list[str]) -> int:
+    """Run a command to its end and end what it leaves behind; ends as the command did."""
+    launcher = int(os.environ[PARENT])
+
+    def heard(_number: int, _frame: FrameType | None) -> None:
+        if os.getppid() != launcher:  # else somebody signals every process of a job
+            kill_children(os.getpid())
+            os._exit(1)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, heard)
+    die_with_parent(launcher, signal.SIGTERM)
+    adopt_orphans()
+    # Commands read their environment at once: see `launcher.node.start`.
+    env = {**os.environ, PARENT: str(os.getpid())}
+    pid = os.posix_spawn(command[0], command, env)
+    status = 0
+    ended = 0
+    while ended != pid:
+        ended, status = os.wait()  # orphans that end are waited for as well
+    _end_what_is_left()
+    return _ended_alike(os.waitstatus_to_exitcode(status))
+
+
+def _end_what_is_left() -> None:
+    deadline = time.monotonic() + _GRACE_S
+    while (left := living_children(os.getpid())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in left:
+        with suppress(psutil.Error, OSError):  # it has ended, or the console is gone
+            words = shorten(" ".join(process.cmdline()) or process.name(), 70)
+            told = f"the run left process {process.pid} behind, which is ended now: {words}"
+            print(f"WARNING: {told}", flush=True)
+    kill_children(os.getpid())
+
+
+def _ended_alike(code: int) -> int:
+    """Return an exit code, or die of the signal that it stands for."""
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with suppress(OSError, ValueError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,4 @@
+"""What a user writes: a recipe, its hyperparameters, and the file it stands in. No torch.
+
+Read `base` first, then `file`.
+"""

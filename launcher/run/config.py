@@ -1,0 +1,83 @@
+"""config.json: everything that is needed to repeat a run, and the name of a new run directory."""
+
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from launcher.recipe.base import Recipe
+from launcher.recipe.file import RecipeFile
+from launcher.run import wandb
+
+_PACKAGES = ("launcher", "torch", "torchvision", "accelerate", "numpy", "wandb")
+
+
+def describe(
+    file: RecipeFile,
+    recipe: Recipe,
+    *,
+    nproc: int = 1,
+    nnodes: int = 1,
+    cpu: bool = False,
+    threads: int | None = None,
+    tracking: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the contents of config.json, for `nproc` processes on each of `nnodes` machines.
+
+    `threads` are those of each process; None: not known yet. `tracking` is what
+    `wandb_run.tracking` made; None: no tracking.
+    """
+    return {
+        "recipe": file.name,
+        "recipe_path": str(file.path),
+        "hyperparameters": recipe.hyperparameters(),
+        "seed": recipe.seed,
+        "world_size": nproc * nnodes,
+        "nodes": nnodes,
+        "cpu": cpu,
+        "threads": threads,
+        "tracking": tracking or wandb.tracking(file.name, "disabled"),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "git": _git(file.path.parent),
+        "command": sys.argv,
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "created": time.time(),
+    }
+
+
+def new_run_path(recipe_name: str) -> Path:
+    """Return `runs/<recipe>-<time>-<short id>` below the current folder."""
+    moment = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{recipe_name}-{moment}-{secrets.token_hex(2)}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    """Return commit and dirtiness of the tree that holds the recipe, None outside git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, check=True, timeout=30
+        )
+        return done.stdout.decode().strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

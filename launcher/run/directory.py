@@ -1,0 +1,291 @@
+"""The run directory: every path of a run, atomic writes, and the files shipped with the package."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import RunDirError
+from launcher.files import make_folders, remove_empty, written
+from launcher.masks import masked
+from launcher.run.told import Told
+
+_CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
+_OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
+_OF_A_PROCESS = re.compile(
+    r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.log)"
+)
+# What a config.json says, where it says it.
+_KINDS = {
+    **dict.fromkeys(("recipe", "recipe_path", "folder"), str),
+    **dict.fromkeys(("hyperparameters", "tracking"), dict),
+    "world_size": int,
+    "nodes": int,
+    "cpu": bool,
+    "resumed": list,
+}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One training of one recipe: the folder that holds all of it."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was when the run was made."""
+        return self.path / "recipe.py"
+
+    @property
+    def config(self) -> Path:
+        """Everything that is needed to repeat the run."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, one line a report."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """How the run ended; written at its end."""
+        return self.path / "result.json"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def plain_weights(self) -> Path:
+        """The final weights themselves, of a run whose average is its final weights."""
+        return self.path / "model-plain.safetensors"
+
+    @property
+    def weights_others(self) -> Path:
+        """What of the final state_dict is no dense tensor, where there is any: for `torch.load`."""
+        return self.path / "model-others.pt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def lock(self) -> Path:
+        """Who writes to the run directory now."""
+        return self.path / "lock.json"
+
+    @property
+    def logs(self) -> Path:
+        """What each process said, and how it ended."""
+        return self.path / "logs"
+
+    @property
+    def snapshot(self) -> Path:
+        """The code as it was when the run was submitted (see `launcher.slurm.snapshot`)."""
+        return self.path / "snapshot"
+
+    @property
+    def snapshot_diff(self) -> Path:
+        """How that code differs from its git commit."""
+        return self.path / "snapshot.diff"
+
+    @property
+    def wandb_state(self) -> Path:
+        """What is known of the run's upload to W&B: its address, and whether all has arrived."""
+        return self.path / "wandb.json"
+
+    @property
+    def wandb_log(self) -> Path:
+        """What W&B's client said."""
+        return self.logs / "wandb.log"
+
+    def log(self, rank: int) -> Path:
+        """What one rank said."""
+        return self.logs / f"rank-{rank}.log"
+
+    def record(self, rank: int) -> Path:
+        """Who a rank is and how it ended (see `launcher.run.record.Record`)."""
+        return self.logs / f"rank-{rank}.json"
+
+    def mark(self, rank: int) -> Path:
+        """How far a rank is (see `launcher.progress`)."""
+        return self.logs / f"rank-{rank}.mark"
+
+    def trace(self, rank: int) -> Path:
+        """What some steps of a rank spent their time on, for Perfetto."""
+        return self.path / f"trace-rank-{rank}.json"
+
+    def agent(self, node_rank: int) -> Path:
+        """What the agent of one node said: `accelerate launch` and torchrun."""
+        return self.logs / f"node-{node_rank}.log"
+
+    def exits(self, node_rank: int) -> Path:
+        """Exit codes of the processes whose failure ended one node, by global rank."""
+        return self.logs / f"node-{node_rank}-exits.json"
+
+    def node_mark(self, node_rank: int) -> Path:
+        """How far one node of a job came in a start (see `launcher.run.node_marks`)."""
+        return self.logs / f"node-{node_rank}-mark.txt"
+
+    def node_error(self, node_rank: int) -> Path:
+        """What was wrong with one node, where no rank was the cause."""
+        return self.logs / f"node-{node_rank}-error.json"
+
+    def create(self, config: Mapping[str, Any], recipe_source: str) -> list[Path]:
+        """Make the run in a folder that is new or empty; returns the folders that were made.
+
+        Raises RunDirError where the folder holds anything, or cannot be written; then it is as it
+        was.
+        """
+        made: list[Path] = []
+        try:
+            made = make_folders(self.path)
+            with self._being_made():
+                made = make_folders(self.logs) + made
+                self.fill(config, recipe_source)
+        except BaseException as error:
+            remove_empty(made)
+            if not isinstance(error, OSError):
+                raise
+            raise RunDirError(
+                f"run directory `{self.path}` cannot be written: {error.strerror}",
+                hint="give a folder that you may write with --run-dir",
+            ) from error
+        return made
+
+    def fill(self, config: Mapping[str, Any], recipe_source: str) -> None:
+        """Write recipe and configuration into a folder that this process has made."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with written(self.recipe) as recipe:  # both or none
+            recipe.write_bytes(recipe_source.encode())
+            self.write_config(config)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json; one that holds secrets is for its owner alone."""
+        parameters = config.get("hyperparameters", {})
+        with written(self.config, private=masked(parameters) != parameters) as beside:
+            beside.write_text(_json(config), encoding="utf-8")
+
+    @contextmanager
+    def _being_made(self) -> Iterator[None]:
+        """Have the folder for this process alone; raises RunDirError where somebody has it."""
+        taken = RunDirError(
+            f"`{self.path}` already holds a run",
+            hint="give another --run-dir, or none to have one made",
+        )
+        claim = self.path / _CLAIM
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError as error:
+            raise taken from error
+        try:
+            if self.config.exists() or self.metrics.exists() or self.result.exists():
+                raise taken
+            self.refuse_foreign()
+            yield
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def refuse_foreign(self) -> None:
+        """Raise RunDirError where the folder holds something, and that is no run.
+
+        The other machines of a run may have been here first: what they note is in `logs`.
+        """
+        names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if self.config.name in names:
+            return
+        inner = self.logs.iterdir() if self.logs.is_dir() else []
+        if all(_OF_A_NODE.fullmatch(entry.name) for entry in inner):
+            names.discard(self.logs.name)
+        if foreign := sorted(names - {_CLAIM}):
+            shown = ", ".join(foreign[:3]) + (", ..." if foreign[3:] else "")
+            raise RunDirError(
+                f"`{self.path}` is not empty: there is {shown}",
+                hint="a run has a folder to itself: give --run-dir one that is new or empty",
+            )
+
+    def remove(self, made: Iterable[Path]) -> None:
+        """Delete a run that this process created, and that never trained: its own files.
+
+        Of folders only those that were `made`, where they are empty. A run that has reported
+        anything, or has a checkpoint, stays as it is.
+        """
+        if self.last_report() or any(self.checkpoints.glob("step-*")):
+            return
+        own = [self.recipe, self.config, self.metrics, self.result, self.lock, self.wandb_log]
+        for file in [*own, *self.process_files()]:
+            with suppress(OSError):  # a name of ours that is somebody's folder stays
+                file.unlink()
+        remove_empty([self.checkpoints, *made])
+
+    def process_files(self) -> list[Path]:
+        """Return what the processes of all machines have left in `logs`."""
+        there = self.logs.iterdir() if self.logs.is_dir() else []
+        return [path for path in there if _OF_A_PROCESS.fullmatch(path.name)]
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.json; raises RunDirError when there is none that can be read."""
+        return read_config(self.config)
+
+    def last_report(self) -> dict[str, Any]:
+        """Return the newest line of metrics.jsonl, {} when there is none."""
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            return _json_object(lines[-1]) if lines else {}
+        except (OSError, ValueError):
+            return {}
+
+
+def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:
+    """Return a config.json; raises RunDirError when it cannot be read, or a value is no such.
+
+    Who only wants `to_look` takes all values but the hyperparameters as they are.
+    """
+    kinds = {"hyperparameters": dict} if to_look else _KINDS
+    try:
+        told = Told(path, _json_object(path.read_text(encoding="utf-8")), kinds)
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
+    told["hyperparameters"]  # raises where there are none
+    return told
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, None where there is none that can be read."""
+    try:
+        return _json_object(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004  # as for any other wrong text
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
+    write_text(path, _json(value))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: beside it, flushed to disk, renamed over it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably."""
+    with written(path) as beside:
+        beside.write_bytes(content)

@@ -1,0 +1,199 @@
+"""What run directories tell: which there are, how each one is, and in what they differ.
+
+Reads only, and takes what it finds: folders may be torn, foreign or older than this version.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import psutil
+
+from launcher.masks import masked_config
+from launcher.recipe.hyperparameters import shown
+from launcher.run import lock
+from launcher.run.directory import RunDir, read_config, read_json
+
+# "killed": it has begun, tells no end, and nobody living holds its lock. "new": it has not begun.
+State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
+
+DEEPEST = 4  # levels below a folder in which runs are looked for
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run in a few numbers; None is what its files do not say."""
+
+    path: Path
+    recipe: str
+    state: State
+    created: float  # seconds since 1970
+    world_size: int | None
+    epochs: int  # finished
+    step: int
+    train_loss: float | None  # the newest
+    test_loss: float | None  # the newest
+    best_test_loss: float | None
+    test_accuracy: float | None  # the newest; 0 to 1
+    best_test_accuracy: float | None
+    seconds: float | None  # wall clock, over all sessions
+    samples_per_second: float | None
+    error: str | None  # what ended it
+    hyperparameters: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)  # all of config.json, secrets masked
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """Give every folder with a config.json, `folder` itself or up to DEEPEST levels below.
+
+    Looks into no run (machines of a run keep copies of its configuration there), behind no link,
+    and into nothing hidden.
+    """
+    for path, inner, files in os.walk(folder):
+        here = Path(path)
+        is_run = "config.json" in files
+        if is_run:
+            yield here
+        deep = len(here.relative_to(folder).parts) >= DEEPEST
+        inner[:] = [] if is_run or deep else sorted(n for n in inner if not n.startswith("."))
+
+
+def summary(path: Path) -> RunSummary:
+    """Return a run in a few numbers; raises RunDirError where a folder holds none."""
+    run = RunDir(path)
+    config = masked_config(read_config(run.config, to_look=True))
+    state, result = _ending(run)
+    train, tests = _newest(run.metrics)
+    test = tests[-1] if tests else {}
+    best = {name: _numbers(row.get(name) for row in tests) for name in ("loss", "accuracy")}
+    created = number(config.get("created")) or 0
+    return RunSummary(
+        path=path,
+        recipe=word(config.get("recipe", "?")),
+        state=state,
+        created=created if 0 < created < 1e11 else run.config.stat().st_mtime,
+        world_size=_whole(result.get("world_size", config.get("world_size"))),
+        epochs=_whole(test.get("epoch", -1), -1) + 1,
+        step=max(_whole(row.get("step"), 0) for row in (train, test, result)),
+        train_loss=_first(result.get("train_loss"), train.get("loss")),
+        test_loss=_first(result.get("test_loss"), test.get("loss")),
+        best_test_loss=min(best["loss"], default=None),
+        test_accuracy=_first(result.get("test_accuracy"), test.get("accuracy")),
+        best_test_accuracy=max(best["accuracy"], default=None),
+        seconds=number(result.get("seconds")),
+        samples_per_second=_first(
+            result.get("samples_per_second"), train.get("samples_per_second")
+        ),
+        error=str(result["error"]) if result.get("error") else None,
+        hyperparameters=config["hyperparameters"],
+        config=config,
+    )
+
+
+def rows_of(run: RunDir) -> list[dict[str, Any]]:
+    """Return all rows of metrics.jsonl; lines that cannot be read are left out."""
+    with suppress(OSError), run.metrics.open("rb") as lines:
+        return [row for line in lines if (row := _row(line))]
+    return []
+
+
+def differing(those: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the hyperparameters that are not the same in all, in the order of their first."""
+    names = dict.fromkeys(name for one in those for name in one)
+    return [name for name in names if len({word(one.get(name, ...)) for one in those}) > 1]
+
+
+def differences(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+    """Return of each run the hyperparameters in which runs of its recipe differ."""
+    recipes: dict[str, list[RunSummary]] = {}
+    for run in runs:
+        recipes.setdefault(run.recipe, []).append(run)
+    names = {
+        recipe: differing([run.hyperparameters for run in group])
+        for recipe, group in recipes.items()
+    }
+    return [
+        {n: run.hyperparameters[n] for n in names[run.recipe] if n in run.hyperparameters}
+        for run in runs
+    ]
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number that was read from a file, None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and abs(value) < 1e300 else None  # False for NaN, too
+
+
+def word(value: Any) -> str:
+    """Return a value as the command line takes it, on one line and without control characters."""
+    text = shown(value)
+    return text if text.isprintable() else json.dumps(text)
+
+
+def age(seconds: float) -> str:
+    """Return a time span in its largest whole unit: `5 min`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
+def _ending(run: RunDir) -> tuple[State, dict[str, Any]]:
+    """Return the state of a run and its result.json.
+
+    The lock is looked at first: a run that ends in between has then left its result.
+    """
+    if _is_held(run.lock):
+        return "running", {}
+    result = read_json(run.result) or {}
+    if result.get("state") in get_args(State):
+        return result["state"], result
+    begun = run.metrics.exists() or any(run.logs.glob("rank-*"))
+    return ("killed" if begun else "new"), result
+
+
+def _is_held(path: Path) -> bool:
+    with suppress(
+        OSError, psutil.Error, KeyError, TypeError, ValueError
+    ):  # an odd lock is nobody's
+        return path.exists() and lock.holder(path) is not None
+    return False
+
+
+def _newest(metrics: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the newest train row and all test rows.
+
+    The best test may be anywhere, so all lines are read; but only those that matter are parsed.
+    """
+    tests, train = [], b""
+    with suppress(OSError), metrics.open("rb") as lines:
+        for line in lines:
+            if b'"test"' in line:
+                tests += [row] if (row := _row(line)).get("split") == "test" else []
+            elif line.startswith(b"{") and line.endswith(b"}\n"):  # not torn
+                train = line
+    return _row(train), tests
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        row = json.loads(line)
+        if isinstance(row, dict):
+            return row
+    return {}
+
+
+def _numbers(values: Iterable[Any]) -> list[float]:
+    return [found for value in values if (found := number(value)) is not None]
+
+
+def _first(*values: Any) -> float | None:
+    return next(iter(_numbers(values)), None)
+
+
+def _whole(value: Any, otherwise: Any = None) -> Any:
+    return int(found) if (found := number(value)) is not None else otherwise

@@ -1,0 +1,287 @@
+"""Plan a submission and carry it out: from a recipe and options to run directories and a job."""
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from launcher.errors import BadInput, RunDirError
+from launcher.files import make_new_folder, remove_empty
+from launcher.masks import masked_words
+from launcher.recipe.base import Recipe
+from launcher.recipe.file import RecipeFile, find, outline
+from launcher.recipe.hyperparameters import configure, grid, split_overrides
+from launcher.run import wandb
+from launcher.run.config import describe, new_run_path
+from launcher.run.directory import RunDir, write_json, write_text
+from launcher.run.job import Job, SlurmFolder
+from launcher.slurm import client, options, render, snapshot
+from launcher.slurm import profile as slurm_profile
+from launcher.slurm.options import Setting, gpus_of, nodes_of
+from launcher.slurm.render import Request, Scripts
+
+DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What was asked for on the command line; the fields have the names of its options."""
+
+    recipe: str
+    overrides: Sequence[str] = ()
+    sbatch: Mapping[str, str] | None = None  # options of sbatch, without dashes
+    grid: Sequence[str] = ()  # key=v1,v2
+    max_parallel: int | None = None
+    nproc: int | None = None
+    run_dir: Path | None = None
+    profile: str = "default"
+    template: Path | None = None
+    no_requeue: bool = False
+    chain: int | None = None  # how many dependent jobs
+    max_requeues: int = 100
+    max_failures: int = 3
+    no_snapshot: bool = False
+    no_checks: bool = False  # of the nodes, before each start
+    tracking: str | None = None
+
+    @property
+    def restart(self) -> Literal["requeue", "chain", "never"]:
+        """What starts the job again."""
+        return "chain" if self.chain else "never" if self.no_requeue else "requeue"
+
+
+class Point(NamedTuple):
+    """One run of a submission: the whole of it, or one point of a grid."""
+
+    run: RunDir
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a submission will do; nothing is written yet."""
+
+    wishes: Wishes
+    file: RecipeFile
+    points: list[Point]
+    request: Request
+    settings: Mapping[str, Setting]
+    templates: Sequence[Path]
+
+    @property
+    def cpu(self) -> bool:
+        """Whether it trains on the CPU: no GPUs are asked for."""
+        return not self.request.gpus
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes each run gets."""
+        return nodes_of(self.settings)
+
+    @property
+    def scripts(self) -> Scripts:
+        """The scripts as they will be, but for the place of the code."""
+        return render.render(self.request, self.templates)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know before."""
+        found = render.warnings(self.scripts, requeue=self.request.requeue)
+        found += options.warnings(self.settings, self.request.nproc, self.request.gpus)
+        found += options.of_environment(os.environ)[1]
+        for path in (self.request.run_dir, Path(self.request.python)):
+            if path.is_relative_to(tempfile.gettempdir()):
+                found.append(f"{path} is in {tempfile.gettempdir()}, which other nodes do not see")
+        return found
+
+
+def plan(wishes: Wishes) -> Plan:
+    """Return what a submission will do; raises BadInput for whatever can be seen to be wrong."""
+    if wishes.no_requeue and wishes.chain:
+        raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
+    wandb.mode_of(wishes.tracking)  # raises for an unknown word, before anything is written
+    file = find(wishes.recipe)
+    templates = [wishes.template or file.path.parent / "slurm"]
+    if wishes.template and not wishes.template.is_dir():
+        raise BadInput(f"--template {wishes.template} is no folder")
+    profiles = [folder / "profiles" for folder in (*templates, Path.cwd() / "slurm")]
+    profile = slurm_profile.load(wishes.profile, profiles)
+    sites, _ = options.of_environment(os.environ)
+    defaults = DEFAULTS | {"job-name": file.name}
+    settings = options.settled(wishes.sbatch or {}, profile, defaults, sites)
+    gpus = gpus_of(settings)
+    nproc = wishes.nproc or gpus or 1
+    options.add_consequences(settings, nproc, gpus)
+    run_dir = (wishes.run_dir or new_run_path(file.name)).absolute()
+    recipes = list(_recipes(wishes, file))
+    paths = [run_dir / str(task) for task in range(len(recipes))] if wishes.grid else [run_dir]
+    limit = f"%{wishes.max_parallel}" if wishes.max_parallel else ""
+    request = Request(
+        run_dir=run_dir,
+        workdir=Path.cwd() if wishes.no_snapshot else run_dir / "snapshot",
+        python=sys.executable,
+        nproc=nproc,
+        sbatch={name: setting.value for name, setting in settings.items()},
+        profile=profile,
+        gpus=gpus,
+        requeue=wishes.restart == "requeue",
+        array=f"0-{len(recipes) - 1}{limit}" if wishes.grid else None,
+    )
+    points = [Point(RunDir(path), recipe) for path, recipe in zip(paths, recipes, strict=True)]
+    return Plan(wishes, file, points, request, settings, templates)
+
+
+def check(plan: Plan, *, queue: bool = True) -> str:
+    """Check all that can be checked before anything is written; returns what SLURM says of it."""
+    for name, script in zip(("batch script", "node script"), plan.scripts, strict=True):
+        client.check_syntax(script, name)
+    try:
+        if plan.request.run_dir.exists():
+            raise _taken(plan.request.run_dir)
+    except OSError as error:
+        raise _unwritable(plan.request.run_dir, error) from error
+    if not Path(plan.request.python).is_file():
+        raise BadInput(f"there is no interpreter {plan.request.python}")
+    return client.check_accepted(plan.scripts.batch) if queue else ""
+
+
+def make(plan: Plan) -> SlurmFolder:
+    """Make the run directories with code, scripts and `job.json`; after an error there are none.
+
+    Raises RunDirError where the folder is there already, or cannot be written.
+    """
+    folder, made = plan.request.folder, _claimed(plan.request.run_dir)
+    try:
+        folder.path.mkdir()
+        request, facts = _snapshot(plan)
+        shared = _config(plan) | facts
+        for task, point in enumerate(plan.points):
+            point.run.fill(shared | _own_config(plan, point.recipe), plan.file.source)
+            if plan.wishes.grid:
+                own = SlurmFolder.of(point.run)
+                own.path.mkdir()
+                write_json(own.job, _asked(plan) | {"array_task": task})
+        write_json(folder.job, _asked(plan) | {"jobs": []})
+        batch, node = render.render(request, plan.templates)
+        write_text(folder.node, node)
+        write_text(folder.batch, batch)
+    except BaseException as error:
+        _discard(plan, made)
+        if isinstance(error, OSError):
+            raise _unwritable(plan.request.run_dir, error) from error
+        raise
+    return folder
+
+
+def _claimed(path: Path) -> list[Path]:
+    """Make the folder of a submission; returns the folders that were made, innermost first.
+
+    Raises RunDirError where it is there: of two submissions at once it belongs to the first.
+    """
+    try:
+        return make_new_folder(path)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _taken(path: Path) -> RunDirError:
+    hint = "give another --run-dir, or none to have one made"
+    return RunDirError(f"`{path}` exists", hint=hint)
+
+
+def _unwritable(path: Path, error: OSError) -> RunDirError:
+    hint = "give a folder that you may write with --run-dir"
+    return RunDirError(f"run directory `{path}` cannot be written: {error}", hint=hint)
+
+
+def _discard(plan: Plan, made: Sequence[Path]) -> None:
+    """Remove what `make` has written, and the folders that it `made` where nothing else is in."""
+    whole = RunDir(plan.request.run_dir)
+    for run in (*(point.run for point in plan.points), whole):
+        shutil.rmtree(SlurmFolder.of(run).path, ignore_errors=True)
+        run.remove([run.logs, run.path])
+    shutil.rmtree(whole.snapshot, ignore_errors=True)
+    whole.snapshot_diff.unlink(missing_ok=True)
+    remove_empty(made)
+
+
+def submit(plan: Plan, folder: SlurmFolder) -> list[Job]:
+    """Hand the job to SLURM, and the rest of its chain, each to start after the one before.
+
+    Where SLURM refuses the first, nothing is left of what `make` has made; where nobody knows
+    whether it took it, all of it stays.
+    """
+    try:
+        return client.submit_chain(folder, folder.batch, [], plan.wishes.chain or 1)
+    except (BadInput, client.RefusedError):
+        if not folder.jobs():
+            _discard(plan, [plan.request.run_dir])
+        raise
+
+
+def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
+    """Give the recipe of each point, the last key of the grid moving fastest."""
+    overrides, axes = split_overrides(wishes.overrides), split_overrides(wishes.grid)
+    if twice := overrides.keys() & axes.keys():
+        raise BadInput(f"`{min(twice)}` is given as an override and in --grid")
+    recipe_type = outline(file)
+    for point in grid(recipe_type, wishes.recipe, axes):
+        yield configure(recipe_type, wishes.recipe, overrides | point)
+
+
+def _config(plan: Plan) -> dict[str, Any]:
+    """Return what config.json says of all runs alike."""
+    recipe, nproc = plan.points[0].recipe, plan.request.nproc
+    return describe(plan.file, recipe, nproc=nproc, nnodes=plan.nodes, cpu=plan.cpu)
+
+
+def _own_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
+    """Return what config.json says of one run: the runs of a grid are a group in W&B."""
+    group = plan.request.run_dir.name if plan.wishes.grid else None
+    return {
+        "hyperparameters": recipe.hyperparameters(),
+        "seed": recipe.seed,
+        "tracking": wandb.tracking(plan.file.name, plan.wishes.tracking, group=group),
+    }
+
+
+def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
+    """Copy the code; returns the request with its place, and what config.json says of it."""
+    if plan.wishes.no_snapshot:
+        return plan.request, {}
+    taken = snapshot.take(RunDir(plan.request.run_dir), plan.file.path)
+    facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
+    facts["folder"] = str(taken.workdir)  # where it runs
+    return replace(plan.request, workdir=taken.workdir), facts
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """Return what job.json says."""
+    wishes, settings = plan.wishes, plan.settings
+    parameters = plan.points[0].recipe.hyperparameters()
+    exclude = settings.get("exclude")
+    return {
+        "recipe": wishes.recipe,
+        "overrides": masked_words(wishes.overrides, parameters),
+        "grid": masked_words(wishes.grid, parameters),
+        "nproc": plan.request.nproc,
+        "nodes": nodes_of(settings),
+        "array": plan.request.array,
+        "restart": wishes.restart,
+        "chain": wishes.chain or 0,
+        "checks": not wishes.no_checks,
+        "max_requeues": wishes.max_requeues,
+        "max_failures": wishes.max_failures,
+        "exclude": exclude.value if exclude else None,
+        "options": {name: setting._asdict() for name, setting in settings.items()},
+        "profile": plan.request.profile.source,
+        "templates": [str(folder.absolute()) for folder in plan.templates],
+        "submitted": time.time(),
+    }

@@ -1,0 +1,270 @@
+"""What a checkpoint holds, saved while training goes on, and loaded into any number of ranks."""
+
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.optim import Optimizer
+
+from launcher.data.device import on_host, reserve
+from launcher.errors import BadInput, RecipeError
+from launcher.model.made import Made, refuse_other_schedule, with_changes
+from launcher.model.state import (
+    ModelState,
+    captured,
+    cut,
+    load_into,
+    load_safely,
+    read,
+    why_not,
+)
+from launcher.ranks.context import unwrapped
+from launcher.ranks.metrics import Totals
+from launcher.run import checkpoint_files as files
+from launcher.run.checkpoint_files import Checkpoint
+from launcher.run.directory import RunDir
+from launcher.run.mark import Marker
+from launcher.train.training import Training
+
+MOST_FAILURES = 3  # failed saves in a row that stop a run
+
+
+class Saver:
+    """Saves checkpoints of a run, in a thread of rank 0, one at a time.
+
+    Training waits for the copy to host memory and for an earlier save that is still being
+    written. A failed save is a loud warning; MOST_FAILURES in a row are for the caller to act on.
+    """
+
+    def __init__(self, run: RunDir, keep_last: int, keep_best: int) -> None:
+        self.folder = run.checkpoints
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.failures = 0  # in a row
+        self.last_error = ""
+        self._reserved = False
+        self._proven = False  # a first save has been seen to load without running code
+        self._thread: threading.Thread | None = None
+
+    def save(self, training: Training, window: Totals) -> None:
+        """Copy the state and start writing it; `window` is what was summed since the last report.
+
+        Only rank 0 does anything: all ranks have the same state.
+        """
+        if training.context.rank:
+            return
+        self.wait(training.marker)
+        name = files.name_of(training.progress.step, training.progress.epoch)
+        if (self.folder / name).exists():
+            return
+        model = on_host(captured(unwrapped(training.model)))
+        state = state_of(training, window) | {"others": model.others, "buffers": model.unsaved}
+        facts = _facts(training)
+        self._thread = threading.Thread(
+            target=self._write, args=(name, model, state, facts), name="checkpoint"
+        )
+        self._thread.start()
+
+    def reserve(self, training: Training) -> None:
+        """Have memory for the copies before the first of them is made; after a first step."""
+        if training.context.rank == 0 and not self._reserved:
+            self._reserved = True
+            average = training.average.weights if training.average else None
+            reserve(
+                [unwrapped(training.model).state_dict(), training.optimizer.state_dict(), average]
+            )
+
+    def wait(self, marker: Marker) -> None:
+        """Wait until the save in flight has ended."""
+        if self._thread:
+            with marker.beating():
+                self._thread.join()
+            self._thread = None
+
+    def _write(
+        self, name: str, model: ModelState, state: dict[str, Any], facts: Mapping[str, Any]
+    ) -> None:
+        def write_files(folder: Path) -> None:
+            model.write(folder / files.MODEL)
+            with (folder / files.TRAINING).open("wb") as file:
+                torch.save(state, file)
+            if not self._proven:
+                load_safely(folder / files.TRAINING)
+                self._proven = True
+
+        _yield_to_training()
+        try:
+            files.write(self.folder, name, write_files, facts)
+            files.prune(self.folder, self.keep_last, self.keep_best)
+            self.failures = 0
+        except Exception as error:  # noqa: BLE001  # torch and safetensors raise their own kinds
+            self.failures += 1
+            self.last_error = _reason(error)
+            print(
+                f"WARNING: checkpoint {name} could not be written ({self.last_error}); "
+                f"training goes on, {self.failures} of {MOST_FAILURES} failures in a row",
+                flush=True,
+            )
+
+
+def state_of(training: Training, window: Totals) -> dict[str, Any]:
+    """Return everything but the model that the rest of the run depends on.
+
+    Randomness needs no state: it is derived from seed, epoch, step and sample.
+    """
+    scheduler = training.scheduler
+    return {
+        "made": training.made,
+        "optimizer": on_host(training.optimizer.state_dict()),
+        "scheduler": on_host(scheduler.state_dict()) if scheduler else None,
+        "average": on_host(training.average.state()) if training.average else None,
+        "progress": asdict(training.progress),
+        "order": training.train_loader.sampler.order(),
+        "window": asdict(window),  # summed since the last report, over all ranks
+        "rows": training.trackers.rows,  # of metrics.jsonl
+    }
+
+
+def look_inside(training: Training, checkpoint: Checkpoint) -> str | None:
+    """Return what is wrong with the weights in a whole checkpoint, None where they are numbers."""
+    trained = {n for n, p in unwrapped(training.model).named_parameters() if p.requires_grad}
+    with safe_open(checkpoint.path / files.MODEL, "pt") as file:
+        for name in trained.difference(training.odd).intersection(file.keys()):
+            if not file.get_tensor(name).isfinite().all():
+                return f"the weights `{name}` are not finite"
+    return None
+
+
+def restore(training: Training, checkpoint: Checkpoint) -> int:
+    """Load a checkpoint into this rank; returns how many rows of metrics.jsonl belong to it.
+
+    Raises BadInput for a checkpoint that holds code or does not fit the recipe.
+    """
+    state = load_safely(checkpoint.path / files.TRAINING)
+    made = state.get("made") or _made_of_old(training, state)
+    refuse_other_schedule(made, training.made, training.scheduler)
+    _refuse_other_order(training, state)
+    try:
+        load_model(training.model, checkpoint.path, state)
+        _load_optimizer(training.optimizer, state["optimizer"], made, training.made)
+    except ValueError as error:
+        raise BadInput(
+            f"checkpoint {checkpoint.path} does not fit the recipe: {error}",
+            hint="has the recipe's model or optimizer changed?",
+        ) from error
+    if training.average:
+        training.average.load(state.get("average"), state["progress"]["step"])
+    if training.scheduler and state["scheduler"] is not None:
+        training.scheduler.load_state_dict(on_host(state["scheduler"]))
+    for field, value in state["progress"].items():
+        setattr(training.progress, field, value)
+    training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
+    return int(state["rows"])
+
+
+def _refuse_other_order(training: Training, state: dict[str, Any]) -> None:
+    """Raise RecipeError where what is left of an epoch would be other samples than before."""
+    now, progress = training.train_loader.sampler.order(), state["progress"]
+    before = state.get("order", now)
+    changes = [
+        f"{name} was {before[name]} and is {now[name]}" for name in now if before[name] != now[name]
+    ]
+    if progress["steps_into_epoch"] and changes:
+        epochs = progress["epoch"] + 1
+        raise RecipeError(
+            f"the checkpoint is in the middle of an epoch, after {progress['samples_into_epoch']} "
+            f"samples, and samples would be skipped or repeated: {', '.join(changes)}",
+            hint=f"without the change, `epochs={epochs}` ends the epoch; then change it",
+        )
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], made: Made, now: Made) -> None:
+    """Load what an optimizer knows; options that were changed are as they are made now."""
+    groups = with_changes(saved["param_groups"], made, now)
+    optimizer.load_state_dict(saved | {"param_groups": groups})
+    for values in optimizer.state.values():  # what is not on another device is still in the file
+        values |= {k: v.clone() for k, v in values.items() if isinstance(v, Tensor) and v.is_cpu}
+
+
+def _made_of_old(training: Training, state: dict[str, Any]) -> Made:
+    """Return what a checkpoint of old was made with, as far as it tells: no schedule moved it."""
+    if training.scheduler:
+        return training.made
+    return training.made | {"groups": state["optimizer"]["param_groups"]}
+
+
+def load_model(model: torch.nn.Module, folder: Path, state: dict[str, Any]) -> None:
+    """Load the weights and buffers of a checkpoint, and of its `state`, into a model.
+
+    Raises ValueError where they do not fit.
+    """
+    told = ModelState(read(folder / files.MODEL), state.get("others", {}), state["buffers"])
+    load_into(unwrapped(model), told)
+
+
+def load_to_test(training: Training, folder: Path) -> None:
+    """Load of a checkpoint what was tested when it was made."""
+    state = load_safely(folder / files.TRAINING)
+    load_model(training.model, folder, state)
+    if training.average:
+        training.average.load(state.get("average"), state["progress"]["step"])
+
+
+def refuse_unsaveable(training: Training) -> None:
+    """Raise RecipeError for what a checkpoint could not keep, without saving anything.
+
+    Tensors are cut down to one number: their kind decides, not their size.
+    """
+    model, scheduler = unwrapped(training.model), training.scheduler
+    state = cut(captured(model))
+    parts = {f"`{name}` of the model": value for name, value in state.others.items()}
+    parts |= {f"the buffer `{name}`": buffer for name, buffer in state.unsaved.items()}
+    parts |= {"the state of the optimizer": cut(training.optimizer.state_dict())}
+    parts |= {"the state of the schedule": scheduler and cut(scheduler.state_dict())}
+    for what, value in parts.items():
+        if why := why_not(value):
+            raise RecipeError(
+                f"{what} cannot be kept in a checkpoint: {why}",
+                hint="tensors, arrays, numbers and text can, and lists and dicts of them",
+            )
+
+
+def refuse_unloadable(training: Training) -> None:
+    """Raise RecipeError where a model does not take back its own state."""
+    model = unwrapped(training.model)
+    try:
+        load_into(model, captured(model))
+    except Exception as error:
+        raise RecipeError(
+            f"the model's own state cannot be loaded into it: {error}",
+            hint="a checkpoint could be saved, but no run could go on from it",
+        ) from error
+
+
+def _facts(training: Training) -> dict[str, Any]:
+    tested = training.progress.test if training.progress.steps_into_epoch == 0 else None
+    return {
+        "test_accuracy": tested and tested["accuracy"],
+        "test_loss": tested and tested["loss"],
+        "world_size": training.context.world_size,
+    }
+
+
+def _yield_to_training() -> None:
+    """Let this thread compute only when training leaves a core free (Linux: a nice of its own)."""
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong: torch covers the file's own error with "unexpected pos"."""
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(cause or error).__name__}: {cause or error}"

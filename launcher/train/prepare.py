@@ -1,0 +1,227 @@
+"""Build everything a recipe describes, and check that it can be trained by these ranks."""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from threading import Timer
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+import launcher
+from launcher.data.device import set_arithmetic
+from launcher.data.fetching import SizedData
+from launcher.data.loader import Loader, sized
+from launcher.data.randomness import seed_init
+from launcher.data.sampler import ShardSampler
+from launcher.errors import RecipeError, TrainingFailed
+from launcher.masks import masked
+from launcher.model.averaging import Average
+from launcher.model.graphs import Graphs
+from launcher.model.losses import (
+    LossWatch,
+    leaves_out,
+    refuse_other_means,
+    refuse_warned_broadcasts,
+)
+from launcher.ranks.context import Context, unwrapped
+from launcher.ranks.drift import Drift
+from launcher.ranks.faults import StopRequest
+from launcher.ranks.metrics import Sums
+from launcher.ranks.shared_memory import share_gradients
+from launcher.ranks.timing import StepTimes
+from launcher.recipe.base import Recipe
+from launcher.train.batch_norm import refuse_lone_samples
+from launcher.train.training import Training
+
+_SAY_AFTER_S = 5.0
+
+
+def prepare(
+    recipe: Recipe,
+    context: Context,
+    stop: StopRequest,
+    *,
+    source: str = "",
+    most_steps: int | None = None,
+) -> Training:
+    """Build everything a recipe describes and check it; collective. Nothing is reported yet.
+
+    `source` is the text of the recipe's file, which must be the same on all ranks.
+    """
+    say = context.rank == 0 and most_steps is None  # nothing in the middle of a debugger's session
+    train_data, test_data, model, loss_fn = context.local_first(lambda: _parts(recipe, say=say))
+    set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
+    loss_fn = loss_fn.to(context.device)
+    refuse_warned_broadcasts()
+    _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
+    model = context.wrap(model)
+    times = StepTimes()
+    if recipe.shared_gradients:
+        share_gradients(model, context, times)
+    optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
+    if recipe.fused_optimizer:
+        _fuse(optimizer)
+    train_loader = _loader(train_data, recipe, context, most_steps)
+    test_loader = _loader(test_data, recipe, context, most_steps, test=True)
+    refuse_lone_samples(unwrapped(model), train_loader.sampler, test_loader.sampler)
+    return Training(
+        recipe=recipe,
+        context=context,
+        model=model,
+        loss_fn=loss_fn,
+        optimizer=optimizer,
+        scheduler=_scheduler(recipe, optimizer),
+        train_loader=train_loader,
+        test_loader=test_loader,
+        stop=stop,
+        sums=Sums(min(recipe.log_every, len(train_data)), context.device),
+        loss_watch=LossWatch(recipe, loss_fn),
+        samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
+        drift=Drift(context, model, loss_fn),
+        times=times,
+        marker=context.marker,
+        average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
+        graphs=_graphs(recipe, context, model),
+        most_steps=most_steps,
+    )
+
+
+def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs | None:
+    """Return what replays steps, None where that is not asked for or cannot be here."""
+    if not recipe.cuda_graphs:
+        return None
+    if (recipe.micro_batch_size or recipe.batch_size) < recipe.batch_size:
+        raise RecipeError(
+            "`cuda_graphs` records whole steps, and `micro_batch_size` cuts them up",
+            hint="leave out one of them",
+        )
+    if context.device.type == "cuda" and unwrapped(model) is model:
+        return Graphs(list(model.parameters()))
+    if context.rank == 0:
+        print("cuda_graphs: not used, it is for one process on a GPU; the numbers are the same")
+    return None
+
+
+def _parts(
+    recipe: Recipe, *, say: bool
+) -> tuple[SizedData, SizedData, torch.nn.Module, torch.nn.Module]:
+    """Return data, model and loss, which may be downloaded or computed; say so if it takes long."""
+    others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+    first = ", first in one process of each machine" if others else ""
+    told = Timer(_SAY_AFTER_S, print, [f"preparing data and model{first}"], {"flush": True})
+    told.daemon = True
+    if say:
+        told.start()
+    began = time.monotonic()
+    try:
+        train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
+        test_data = sized(_seeded(recipe, recipe.test_data), "test_data")
+        model = _model(recipe, say=say)
+        loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss")
+        if recipe.counts_samples():
+            refuse_other_means(loss_fn)
+    finally:
+        told.cancel()
+    took = time.monotonic() - began
+    if say and others and took > _SAY_AFTER_S:
+        print(f"prepared in {took:.0f} s; now the other processes do", flush=True)
+    return train_data, test_data, model, loss_fn
+
+
+def _model(recipe: Recipe, *, say: bool = False) -> torch.nn.Module:
+    model: torch.nn.Module = _expect(_seeded(recipe, recipe.model), torch.nn.Module, "model")
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution
+    if recipe.compile:
+        model.compile()  # in place: it stays the user's own module, with its own names
+    # What a recipe has put in eval mode by itself stays so; a whole model is only as it was loaded.
+    frozen = {n: m for n, m in model.named_modules() if not m.training} if model.training else {}
+    model.train()
+    for module in frozen.values():
+        module.eval()
+    if say and frozen:
+        print(f"in eval mode while training, as `model` left them: {', '.join(frozen)}", flush=True)
+    return model
+
+
+def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+    scheduler = recipe.scheduler(optimizer)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise RecipeError(
+            "`scheduler` returned ReduceLROnPlateau, which cannot be stepped once a step",
+            hint="use one whose learning rate follows from the step, like OneCycleLR",
+        )
+    if scheduler is not None:
+        _expect(scheduler, LRScheduler, "scheduler")
+    return scheduler
+
+
+def _loader(
+    data: SizedData, recipe: Recipe, context: Context, most_steps: int | None, *, test: bool = False
+) -> Loader:
+    sampler = ShardSampler(
+        len(data),
+        recipe.test_batch_size if test else recipe.batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        micro_batch_size=recipe.micro_batch_size,
+        seed=recipe.seed,
+        shuffle=not test,
+        torch_order_up_to=recipe.torch_order_up_to,
+    )
+    debugged = most_steps is not None  # in one process, but for data workers that are asked for
+    return Loader(data, sampler, recipe, context.device, alone=debugged, test=test)
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer update all weights in one operation; raises RecipeError where it cannot."""
+    if "fused" not in optimizer.defaults:
+        raise RecipeError(
+            f"{type(optimizer).__name__} has no fused form",
+            hint="leave fused_optimizer out, or use one of torch's SGD, Adam, AdamW or Adagrad",
+        )
+    for group in (optimizer.defaults, *optimizer.param_groups):
+        group.update(fused=True, foreach=False)
+
+
+def _expect(made: Any, kind: type, method: str) -> Any:
+    if not isinstance(made, kind):
+        raise RecipeError(
+            f"`{method}` returned {type(made).__name__}, not a {kind.__module__}.{kind.__name__}",
+            hint=f"does the method `{method}` of the recipe end in `return`?",
+        )
+    return made
+
+
+def _seeded(recipe: Recipe, make: Callable[[], Any]) -> Any:
+    """Call a method of the recipe with all generators seeded, the same on every rank."""
+    seed_init(recipe.seed)
+    return make()
+
+
+def _refuse_divergence(
+    recipe: Recipe, context: Context, sizes: tuple[int, int], source: str
+) -> None:
+    """Raise TrainingFailed where ranks are about to train different things; collective."""
+    mine = {
+        "hyperparameters": repr(masked(parameters := recipe.hyperparameters())),
+        "secrets (checksums)": hashlib.sha256(repr(parameters).encode()).hexdigest(),
+        "recipe file": hashlib.sha256(source.encode()).hexdigest(),
+        "dataset sizes": repr(sizes),
+        "torch version": torch.__version__,
+        "launcher version": launcher.__version__,
+    }
+    everyones = context.gather(mine)
+    for what in mine:
+        values = [theirs[what] for theirs in everyones]
+        usual = Counter(values).most_common(1)[0][0]
+        odd = [rank for rank, value in enumerate(values) if value != usual]
+        if odd:
+            raise TrainingFailed(
+                f"ranks differ in {what}: rank {odd[0]} has {values[odd[0]]}, others {usual}",
+                hint="start every node with the same files and the same command line",
+            )

@@ -1,0 +1,181 @@
+"""Where reports go: the console in the quickstart's words, and metrics.jsonl."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from launcher.console import Lasting
+from launcher.run.directory import write_bytes
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line of metrics.jsonl: means over `samples` samples, over all ranks."""
+
+    split: Literal["train", "test"]
+    epoch: int  # counted from 0
+    step: int  # optimizer steps from the start of the run
+    samples: int  # samples that this report is over
+    loss: float
+    accuracy: float | None  # 0 to 1
+    time: float = field(default_factory=time.time)  # seconds since 1970
+    # Of training alone:
+    learning_rate: float | None = None  # of the last step
+    gradient_norm: float | None = None  # of the last step, over all parameters
+    samples_per_second: float | None = None  # all ranks together, since the last report
+    step_time: float | None = None  # seconds, mean since the last report
+    data_wait: float | None = None  # share of that time that a rank waited for data
+    gpu_memory: int | None = None  # bytes, the most that rank 0 has allocated
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the current epoch is, for people."""
+
+    epoch: int  # counted from 0
+    epochs: int
+    done: int  # samples of this epoch
+    size: int  # samples in an epoch
+
+
+class Tracker(Protocol):
+    """Something that wants to know how the run goes; only rank 0 has any."""
+
+    def progress(self, position: Position) -> None:
+        """Hear how far training is; called about once a second."""
+
+    def report(self, report: Report, position: Position) -> None:
+        """Take a report."""
+
+    def close(self) -> None:
+        """Let go of files and the terminal."""
+
+
+class Trackers:
+    """Several trackers as one; none on ranks other than 0."""
+
+    def __init__(self, *trackers: Tracker, rows: int = 0) -> None:
+        self.trackers = trackers
+        self.rows = rows  # reports since the start of the run, on every rank
+
+    def add(self, *trackers: Tracker) -> None:
+        """Report to more of them."""
+        self.trackers = (*self.trackers, *trackers)
+
+    def progress(self, position: Position) -> None:
+        """Tell all of them how far training is."""
+        for tracker in self.trackers:
+            tracker.progress(position)
+
+    def report(self, report: Report, position: Position) -> None:
+        """Hand a report to all of them."""
+        self.rows += 1
+        for tracker in self.trackers:
+            tracker.report(report, position)
+
+    def close(self) -> None:
+        """Close all of them."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+class ConsoleTracker:
+    """The quickstart's lines; on a terminal a progress bar below them."""
+
+    def __init__(self) -> None:
+        self._epoch = -1
+        self._bar: Progress | None = None
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("samples"),
+                TimeRemainingColumn(),
+                console=Console(file=getattr(sys.stdout, "console", sys.stdout)),
+                transient=True,
+            )
+            self._beneath_the_log(self._bar.start)
+            self._task = self._bar.add_task("starting", total=None)
+
+    def progress(self, position: Position) -> None:
+        """Move the bar; announce a new epoch."""
+        if position.epoch != self._epoch:
+            self._epoch = position.epoch
+            print(f"Epoch {position.epoch + 1}\n{'-' * 31}", flush=True)
+        if self._bar:
+            label = f"epoch {position.epoch + 1}/{position.epochs}"
+            self._bar.update(
+                self._task, description=label, completed=position.done, total=position.size
+            )
+
+    def report(self, report: Report, position: Position) -> None:
+        """Print a report in the quickstart's words."""
+        self.progress(position)
+        if report.split == "train":
+            line = f"loss: {report.loss:>7f} [{position.done:>5d}/{position.size:>5d}]"
+        else:
+            line = f"Test Error: {accuracy_words(report.accuracy)}Avg loss: {report.loss:>8f}\n"
+        print(line, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._beneath_the_log(self._bar.stop)
+
+    def _beneath_the_log(self, act: Callable[[], None]) -> None:
+        """Let the bar take the console over, or give it back, without getting into the log.
+
+        rich puts a stream of its own in the place of sys.stdout, which must then be what our
+        stream writes to.
+        """
+        stream = sys.stdout
+        if not isinstance(stream, Lasting):
+            act()
+            return
+        there = stream.console is not None
+        sys.stdout = stream.console or stream
+        with suppress(OSError):  # the console is gone
+            act()
+        if there:
+            stream.console = sys.stdout
+        sys.stdout = stream
+
+
+class JsonlTracker:
+    """metrics.jsonl: one object a line, written whole, so that a reader never sees half of one."""
+
+    def __init__(self, path: Path, rows: int = 0) -> None:
+        """Keep the first `rows` lines; those after them are superseded by what follows."""
+        kept = path.read_bytes().splitlines(keepends=True)[:rows] if path.exists() else []
+        write_bytes(path, b"".join(kept))
+        self._file = path.open("ab", buffering=0)
+
+    def progress(self, position: Position) -> None:
+        """Need no progress."""
+
+    def report(self, report: Report, position: Position) -> None:  # noqa: ARG002  # Tracker's form
+        """Append a line."""
+        self._file.write((json.dumps(_finite(asdict(report))) + "\n").encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def accuracy_words(accuracy: float | None) -> str:
+    """Return `Accuracy: 98.1%, `, or nothing where a recipe has no accuracy."""
+    return "" if accuracy is None else f"Accuracy: {100 * accuracy:>0.1f}%, "
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a test loss that is one becomes null."""
+    return {k: None if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}

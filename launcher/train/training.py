@@ -1,0 +1,126 @@
+"""The state of one run in one process: the parts that the loops work on, and how far they are."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.profiler import profile
+
+from launcher.data.loader import Loader
+from launcher.data.randomness import undisturbed
+from launcher.model.averaging import Average
+from launcher.model.graphs import Graphs
+from launcher.model.losses import LossWatch
+from launcher.model.made import Made
+from launcher.ranks.context import Context, unwrapped
+from launcher.ranks.drift import Drift
+from launcher.ranks.faults import Pulse, StopRequest
+from launcher.ranks.metrics import Sums, Totals
+from launcher.ranks.timing import StepTimes
+from launcher.recipe.base import Recipe
+from launcher.run.mark import Marker
+from launcher.train.trackers import Position, Trackers
+
+
+@dataclass
+class Progress:
+    """How far a run is, the same on all ranks; a checkpoint holds all of it."""
+
+    epoch: int = 0
+    step: int = 0  # optimizer steps done since the start of the run
+    steps_into_epoch: int = 0
+    samples_into_epoch: int = 0
+    epoch_loss: float = 0.0  # summed over all ranks, as far as reported
+    epoch_count: float = 0.0  # what it is a mean over
+    train_loss: float | None = None  # mean over the last whole epoch
+    test: dict[str, Any] | None = None  # the last test: loss, accuracy, correct, samples
+    seconds: float = 0.0  # wall clock, over all sessions of the run
+
+    def end_epoch(self, test: Totals) -> None:
+        """Note a test and go to the start of the next epoch."""
+        self.train_loss = self.epoch_loss / (self.epoch_count or 1)
+        self.test = {
+            "loss": test.loss,
+            "accuracy": test.accuracy,
+            "correct": test.correct,
+            "samples": test.samples,
+        }
+        self.epoch += 1
+        self.steps_into_epoch = self.samples_into_epoch = 0
+        self.epoch_loss = self.epoch_count = 0.0
+
+
+@dataclass
+class Measured:
+    """What the last step before a report was made with."""
+
+    learning_rate: float | Tensor | None = None
+    gradient_norm: Tensor | None = None  # (), on the device
+
+
+@dataclass
+class Training:
+    """What the loops work on: one rank's view of the run."""
+
+    recipe: Recipe
+    context: Context
+    model: nn.Module  # in DDP where there are several ranks
+    loss_fn: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    train_loader: Loader
+    test_loader: Loader
+    stop: StopRequest
+    sums: Sums
+    loss_watch: LossWatch
+    samples_count: bool  # a mean is over samples: no rank has to ask for the others' counts
+    drift: Drift
+    marker: Marker
+    trackers: Trackers = field(default_factory=Trackers)
+    pulse: Pulse = field(default_factory=Pulse)
+    times: StepTimes = field(default_factory=StepTimes)
+    measured: Measured = field(default_factory=Measured)
+    progress: Progress = field(default_factory=Progress)
+    average: Average | None = None
+    made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
+    odd: list[str] = field(default_factory=list)  # parameters that were never finite
+    graphs: Graphs | None = None
+    profiler: profile | None = None
+    most_steps: int | None = None  # of each loop, and of one epoch only: for debugging
+
+    def tested_weights(self) -> AbstractContextManager[None]:
+        """Have in the model, for a while, what is tested and kept: the average, if there is one."""
+        return self.average.in_the_model() if self.average else nullcontext()
+
+    @property
+    def epochs(self) -> int:
+        """After how many epochs the training is done."""
+        return self.recipe.epochs if self.most_steps is None else 1
+
+    @contextmanager
+    def testing(self) -> Iterator[nn.Module]:
+        """Give the model to test, outside of DDP; each module of it is then in the mode it was in.
+
+        Some are in eval mode while training: batch norm that a recipe has frozen.
+        """
+        model = unwrapped(self.model)
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with undisturbed():
+                yield model
+        finally:
+            model.train()  # a module may do more then than note it
+            for module, mode in modes:
+                if module.training != mode:
+                    module.train(mode)
+
+    @property
+    def position(self) -> Position:
+        """How far the epoch is, for people."""
+        done, size = self.progress.samples_into_epoch, self.train_loader.sampler.size
+        return Position(self.progress.epoch, self.epochs, done, size)

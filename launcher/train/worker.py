@@ -1,0 +1,292 @@
+"""What each training process runs: the parts of a run put together, and how it ends."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import torch
+
+from launcher.data.device import claim_gpu, on_host
+from launcher.errors import NonFiniteLoss, RecipeError, Stopped
+from launcher.files import written
+from launcher.masks import clean
+from launcher.model.made import as_made
+from launcher.model.state import captured
+from launcher.processes import shown
+from launcher.ranks.context import Context, unwrapped
+from launcher.ranks.faults import StopRequest, not_finite
+from launcher.recipe.base import Recipe
+from launcher.recipe.file import RecipeFile, load
+from launcher.recipe.hyperparameters import configure
+from launcher.run import checkpoint_files
+from launcher.run.checkpoint_files import Checkpoint
+from launcher.run.directory import RunDir, write_json
+from launcher.run.mark import Marker
+from launcher.run.record import Record, logged
+from launcher.train.checkpoint import (
+    Saver,
+    load_to_test,
+    look_inside,
+    refuse_unloadable,
+    refuse_unsaveable,
+    restore,
+)
+from launcher.train.leave import leave
+from launcher.train.loops import checkpoint, test_loop, train_loop
+from launcher.train.prepare import prepare
+from launcher.train.profiling import profiling
+from launcher.train.trackers import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
+from launcher.train.training import Training
+
+_MUCH_WAITING = 0.25  # share of training that is worth a hint
+
+
+def resume(training: Training, run: RunDir) -> int:
+    """Load the newest valid checkpoint, where there is one; collective.
+
+    Returns how many rows of metrics.jsonl belong to it, 0 for a run that starts from scratch.
+    """
+    context = training.context
+    steps = training.recipe.epochs * training.train_loader.sampler.steps
+    training.made = as_made(training.optimizer, training.scheduler, steps)
+    training.odd = not_finite(unwrapped(training.model))
+
+    def find() -> Checkpoint | None:
+        with training.marker.beating():
+            checkpoint_files.clean(run.checkpoints)
+            look = partial(look_inside, training)
+            return checkpoint_files.newest_valid(run.checkpoints, warn, look)
+
+    found = context.gather(context.turn(find, mine=context.rank == 0))[0]
+    if found is None:
+        return 0
+    with training.marker.beating():
+        rows = restore(training, found)
+    _refuse_too_short(training)
+    if context.rank == 0:
+        print(f"continuing from step {found.step} (epoch {found.epoch})", flush=True)
+    return rows
+
+
+def _doubt(run: RunDir, step: int) -> None:
+    """Set the checkpoint aside that led to NaN at once, where there is one before it to go on from.
+
+    Its weights are numbers, but what is wrong may have begun before it was saved.
+    """
+    saved = checkpoint_files.all_of(run.checkpoints)
+    if len(saved) > 1 and saved[-1].step == step:
+        name = saved[-1].path.name
+        warn(f"checkpoint {name} led to this at once: set aside, for the one before it")
+        checkpoint_files.set_aside(saved[-1])
+
+
+def _refuse_too_short(training: Training) -> None:
+    """Raise RecipeError for a scheduler that was made for fewer epochs than are asked for now."""
+    length, progress = getattr(training.scheduler, "total_steps", None), training.progress
+    left = (training.recipe.epochs - progress.epoch) * training.train_loader.sampler.steps
+    if length and length < progress.step - progress.steps_into_epoch + left:
+        raise RecipeError(
+            f"the scheduler of this run ends after {length} steps: it cannot be extended",
+            hint="start a new run with more epochs",
+        )
+
+
+def warn(message: str) -> None:
+    """Say loudly that something is wrong although the run goes on."""
+    print(f"WARNING: {clean(message)}", flush=True)
+
+
+def train(training: Training, saver: Saver | None) -> dict[str, Any]:
+    """Train and test for what is left of the epochs; collective. Returns what result.json says."""
+    progress = training.progress
+    began, in_training_s, samples = time.perf_counter() - progress.seconds, 0.0, 0
+    try:
+        while progress.epoch < training.epochs:
+            before, started = progress.samples_into_epoch, time.perf_counter()
+            train_loop(training, saver)
+            in_training_s += time.perf_counter() - started
+            samples += progress.samples_into_epoch - before
+            with training.times.spending("test"), training.tested_weights():
+                totals = test_loop(training, saver)
+            progress.end_epoch(totals)
+            progress.seconds = time.perf_counter() - began
+            checkpoint(training, saver)
+    except Stopped:
+        progress.seconds = time.perf_counter() - began
+        checkpoint(training, saver)
+        raise
+    finally:
+        training.trackers.close()
+        if saver:
+            saver.wait(training.marker)
+    test = progress.test or {}
+    return {
+        "state": "completed",
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "world_size": training.context.world_size,
+        "train_loss": progress.train_loss,
+        "test_loss": test.get("loss"),
+        "test_accuracy": test.get("accuracy"),
+        "test_correct": test.get("correct"),
+        "test_samples": test.get("samples"),
+        "seconds": progress.seconds,
+        "samples_per_second": samples / max(in_training_s, 1e-9),
+        "time_shares": training.times.shares(),  # of this session, on this rank
+    }
+
+
+def last_words(result: dict[str, Any], run: RunDir | None) -> str:
+    """Return the line that ends a completed run."""
+    accuracy = accuracy_words(result["test_accuracy"]).replace("Accuracy:", "test accuracy")
+    where = f", {shown(run.path)}" if run else ""
+    return (
+        f"Done: {accuracy}{result['seconds']:.1f} s, "
+        f"{result['samples_per_second']:,.0f} samples/s{where}"
+    )
+
+
+def time_words(shares: dict[str, float]) -> str:
+    """Return the line that says what the time of a run went into."""
+    words = "Time: " + ", ".join(f"{100 * share:.0f}% {what}" for what, share in shares.items())
+    if shares.get("data", 0) > _MUCH_WAITING * (shares.get("data", 0) + shares["compute"]):
+        words += "\nhint: training waited for data; more num_workers, or an ArrayDataset, may help"
+    return words
+
+
+def work(
+    recipe: Recipe, run: RunDir, context: Context, source: str, *, profiled: bool = False
+) -> None:
+    """Train in this process, from the newest checkpoint of the run on; collective.
+
+    Rank 0 leaves result.json, the weights and the last lines, and the others wait for it, as they
+    do for its last checkpoint: whoever starts processes may end those that are left. `profiled`
+    leaves a trace of each rank.
+    """
+    context.marker = Marker(run.mark(context.rank))
+    if context.rank == 0:
+        print(context.where, flush=True)
+    with StopRequest() as stop:  # to the end: whoever asks now gets a whole run
+        training = prepare(recipe, context, stop, source=source)
+        rows = resume(training, run)
+        refuse_unsaveable(training)
+        refuse_unloadable(training)
+        training.trackers = Trackers(rows=rows)
+        if context.rank == 0:
+            training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
+        saver = Saver(run, recipe.keep_last, recipe.keep_best)
+        begun = training.progress.step
+        try:
+            with profiling(training, run) if profiled else nullcontext():
+                result = train(training, saver)
+        except Stopped:
+            context.agree(True)
+            raise
+        except NonFiniteLoss as error:
+            if context.rank == 0 and begun and error.step <= begun + 1:
+                _doubt(run, begun)
+            raise
+        context.turn(lambda: _leave_results(training, run, result), mine=context.rank == 0)
+
+
+def _leave_results(training: Training, run: RunDir, result: dict[str, Any]) -> None:
+    with training.marker.beating():
+        save_weights(training, run)
+    write_json(run.result, result)
+    print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
+
+
+def save_weights(training: Training, run: RunDir) -> None:
+    """Save what was tested last, and the plain weights too where that was their average."""
+    model = unwrapped(training.model)
+    with training.tested_weights():
+        tested = on_host(captured(model))
+    if tested.others:  # what safetensors has no form for
+        with written(run.weights_others) as path, path.open("wb") as file:
+            torch.save(tested.others, file)
+    if training.average:
+        with written(run.plain_weights) as path:
+            on_host(captured(model)).write(path)
+    with written(run.weights) as path:
+        tested.write(path)
+
+
+def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
+    """Test a checkpoint in this process; collective. Rank 0 leaves the numbers in result.json."""
+    context.marker = Marker(run.mark(context.rank))
+    training = prepare(recipe, context, StopRequest())
+    load_to_test(training, path)
+    with training.tested_weights():
+        totals = test_loop(training, None)
+    if context.rank == 0:
+        result = {
+            "state": "completed",
+            "world_size": context.world_size,
+            "test_loss": totals.loss,
+            "test_accuracy": totals.accuracy,
+            "test_correct": totals.correct,
+            "test_samples": totals.samples,
+        }
+        write_json(run.result, result)
+
+
+def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> int:
+    """Do something and note in record and log how it ended; returns the exit code."""
+    record.write(run)
+    try:
+        do()
+    except BaseException as error:  # noqa: BLE001  # whatever it was, the record must tell
+        record.end("failed", error)
+        if isinstance(error, SystemExit):
+            record.error = f"the recipe called exit({error.code}) in the middle of the run"
+        print(record.traceback or record.error, file=log, flush=True)
+    else:
+        record.end("completed")
+    record.write(run)
+    return record.exit_code
+
+
+def run_worker(run: RunDir, spec: RunDir) -> NoReturn:
+    """Train as one of the processes that the launcher started, and leave; never returns.
+
+    `spec` holds recipe and configuration: the run directory itself, but on other machines.
+    """
+    record = Record.started(int(os.environ.get("RANK", "0")))
+    with logged(run, record.rank, supervised=True) as log:
+        ended(record, run, log, lambda: _work_as_told(run, spec))
+        # torchrun takes a code that is not 0 for a failure, and would end the others.
+        failed = record.state == "failed"
+        # Where a rank has failed, leaving the group might wait for it (NCCL) until it is killed.
+        leave(record.exit_code if failed else 0, None if failed else Context.close)
+
+
+def _work_as_told(run: RunDir, spec: RunDir) -> None:
+    told = spec.read_config()
+    if not told["cpu"]:
+        claim_gpu()  # the recipe's own lines may touch it when they are loaded
+    # The text as it was when the run was made, under the name where the user can find it.
+    source = spec.recipe.read_text(encoding="utf-8")
+    file = RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
+    recipe_type = load(file)
+    recipe = configure(recipe_type, str(file.path), told["hyperparameters"])
+    run.mark(int(os.environ.get("RANK", "0"))).touch()  # so far a job's node was sound
+    context = Context(
+        cpu=told["cpu"],
+        mixed_precision=recipe.mixed_precision,
+        find_unused_parameters=recipe.find_unused_parameters,
+        expected_world=told["world_size"],
+    )
+    if told.get("test"):
+        test(recipe, run, context, Path(told["test"]))
+    else:
+        work(recipe, run, context, source, profiled=bool(told.get("profile")))
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Run a training process: RUN_DIR and the folder of its recipe; never returns."""
+    run, spec = arguments
+    run_worker(RunDir(Path(run)), RunDir(Path(spec)))
