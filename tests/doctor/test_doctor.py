@@ -195,7 +195,7 @@ def test_fewer_processes_than_asked_fail(
 
 BROKEN_DEVICE = """\
 import os, sys
-from launcher import probe
+from launcher.node import probe
 if os.environ.get("RANK") == "1":
     def broken():
         raise RuntimeError("CUDA error: uncorrectable ECC error")

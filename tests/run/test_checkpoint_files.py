@@ -22,7 +22,7 @@ from launcher.run.checkpoint_files import (
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from launcher import checkpoint_files as files
+from launcher.run import checkpoint_files as files
 
 folder, crash_at, calls = Path(sys.argv[1]), int(sys.argv[2]), 0
 

@@ -18,7 +18,7 @@ from launcher.run.directory import RunDir
 HOLD = """
 import sys, time
 from pathlib import Path
-from launcher import lock
+from launcher.run import lock
 from launcher.errors import RunDirError
 from launcher.run.directory import RunDir
 try:
