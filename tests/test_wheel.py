@@ -15,6 +15,21 @@ def output(*argv: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def on_disk(*folders: str) -> list[str]:
+    """The files of the project as they are, but for what Python makes of them."""
+    found = (path for folder in folders for path in (PROJECT / folder).rglob("*"))
+    return [
+        str(path.relative_to(PROJECT)) for path in found if path.is_file() and path.suffix != ".pyc"
+    ]
+
+
+def test_git_ignores_no_file_of_the_project() -> None:
+    words = ["check-ignore", "--no-index", "--stdin"]
+    files = "\n".join(on_disk("launcher", "recipes", "slurm", "tests"))
+    done = subprocess.run(["git", *words], cwd=PROJECT, input=files, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr  # 1: none is
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_recipes_and_templates_and_shows_them_without_torch(tmp_path: Path) -> None:
     output("uv", "build", "--wheel", "--out-dir", tmp_path, PROJECT, cwd=tmp_path)
@@ -23,6 +38,7 @@ def test_a_wheel_holds_recipes_and_templates_and_shows_them_without_torch(tmp_pa
     for kind in ("recipes", "slurm"):
         kept = {path.name for path in (PROJECT / kind).iterdir() if path.is_file()}
         assert kept <= {Path(name).name for name in files if f"launcher/_assets/{kind}/" in name}
+    assert set(on_disk("launcher")) <= files
     assert not any(name.startswith("tests/") or "__pycache__" in name for name in files)
 
     output("uv", "venv", "venv", cwd=tmp_path)
