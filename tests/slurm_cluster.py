@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 PREFIX = "lsc"  # of bridges (lsc0), of namespaces and links (lsc0-n1)
 TOOLS = ("ip", "nsenter", "unshare", "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
@@ -77,6 +77,7 @@ class Cluster:
     addresses: dict[str, str]
     env: dict[str, str]
     daemons: dict[str, list[subprocess.Popen[bytes]]] = field(default_factory=dict)
+    itself: ClassVar[str | None] = "127.0.1.1"  # where a host finds its own name, as on Debian
 
     def run(self, *argv: str | Path, timeout_s: float = 60) -> str:
         """The output of a client command; RuntimeError with its stderr when it fails."""
@@ -159,7 +160,7 @@ class Cluster:
         """Start a daemon on a host, with the cluster's /etc/hosts and a host name of its own."""
         script = 'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"'
         enter = ["nsenter", f"--net=/run/netns/{self.name}-{host}", "unshare", "--uts", "--mount"]
-        line = [*enter, "sh", "-c", script, "sh", str(self.folder / "hosts"), host, *argv]
+        line = [*enter, "sh", "-c", script, "sh", str(self.folder / f"hosts-{host}"), host, *argv]
         env = {**os.environ, **self.env}
         with (self.folder / f"{host}.log").open("ab") as log:  # in a session that gets no Ctrl-C
             one = subprocess.Popen(line, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -243,8 +244,10 @@ def _write_files(cluster: Cluster, network: str, cpus: int, extra: Sequence[str]
     (folder / "slurm.conf").write_text(config)
     # Unused, but slurmd loads it; unlike the others this one starts without a cgroup file system.
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
-    lines = [f"{address} {host}" for host, address in cluster.addresses.items()]
-    (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+    for own in cluster.addresses:
+        known = cluster.addresses | ({own: cluster.itself} if cluster.itself else {})
+        lines = [f"{address} {host}" for host, address in known.items()]
+        (folder / f"hosts-{own}").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
 
 
 def _add_network(cluster: Cluster, network: str) -> None:

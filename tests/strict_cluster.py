@@ -58,6 +58,8 @@ SCRIPTS = {
 class StrictCluster(Cluster):
     """A cluster of the second make; the account of everybody is `root`."""
 
+    itself = None  # all hosts have the same names
+
     def prepare(self) -> None:
         """Start the database, and tell it of the cluster and of a QOS `short` of two minutes."""
         values = {"folder": self.folder, "address": self.addresses["ctl"], "max_array": MAX_ARRAY}

@@ -1,6 +1,7 @@
 """Runs that were submitted to a test cluster: meet them, wait for them, compare them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +52,11 @@ class Submitted(Run):
             raise TimeoutError(f"{error}\n{self.said}") from error
 
 
-def submit(cluster: Cluster, folder: Path, *words: object) -> Submitted:
+def submit(
+    cluster: Cluster, folder: Path, *words: object, env: Mapping[str, str] | None = None
+) -> Submitted:
     words = ("submit", *words, "--no-checks", "--run-dir", folder / "r", "--json")
-    done = launcher(*words, cwd=folder, env=cluster.env)
+    done = launcher(*words, cwd=folder, env=cluster.env | dict(env or {}))
     assert done.returncode == 0, done.stderr
     return Submitted(folder / "r", cluster, int(json.loads(done.stdout)["jobs"][0]))
 

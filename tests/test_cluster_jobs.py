@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def test_two_jobs_on_the_same_nodes_do_not_meet(cluster: Cluster, tmp_path: Path
     words = ["--nodes=2", "--sbatch", "overcommit"]
     for name in "ab":
         (tmp_path / name).mkdir()
-    jobs = [submit(cluster, tmp_path / name, "digits", f"seed={seed}", "epochs=3", *words)
+    env = {"GLOO_SOCKET_IFNAME": "lo"}  # as whoever submits from within a run has it
+    jobs = [submit(cluster, tmp_path / name, "digits", f"seed={seed}", "epochs=3", *words, env=env)
             for seed, name in enumerate("ab")]  # fmt: skip
     assert [job.wait() for job in jobs] == ["COMPLETED"] * 2, jobs[0].said + jobs[1].said
     assert [job.result["world_size"] for job in jobs] == [2, 2]
@@ -122,19 +124,29 @@ def test_no_secret_of_the_environment_is_written(cluster: Cluster, tmp_path: Pat
     assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
-def test_a_node_that_failed_its_checks_is_left_out_by_the_next_start(
+def test_a_node_that_failed_its_checks_is_left_out_though_slurm_was_not_told_in_time(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     # What `doctor.vet` does on a bad node, in shell: n1 is the one that a job gets first.
-    lines = """
+    lines = f"""
+        setup = ['export PATH="{tmp_path}/bin:$PATH"']
         node_setup = ['if [ "$SLURMD_NODENAME" = n1 ]; then mkdir -p "$1/slurm/bad-nodes"',
                       'echo "disk full" > "$1/slurm/bad-nodes/n1.txt"; exit 1; fi']
     """
     (tmp_path / "site.toml").write_text(lines)
-    job = submit(cluster, tmp_path, "digits", "epochs=1", "--profile", tmp_path / "site.toml")
+    real = shutil.which("scontrol")
+    lost = '[ "$1$SLURM_RESTART_COUNT" = update ] && exit 1'  # at the first start, until KillWait
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\n{lost}\nexec {real} "$@"\n')
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    words = ["digits", "epochs=1", "--max-failures=1", "--profile", tmp_path / "site.toml"]
+    job = submit(cluster, tmp_path, *words)
     assert job.wait() == "COMPLETED", job.said
+    assert "scontrol update failed, and is tried again: exit code 1" in job.said
+    assert f"job {job.job} leaves out n1: back into the queue" in job.said
     assert [(one.nodes, one.bad_nodes) for one in job.attempts] == [("n1", ["n1"]), ("n2", [])]
     assert cluster.job(job.job)["ExcNodeList"] == "n1"
+    assert cluster.job(job.job)["Restarts"] == "2"
 
 
 def test_what_slurm_would_refuse_is_refused_before_anything_is_written(

@@ -52,7 +52,7 @@ class Run:
 def clean_environment() -> dict[str, str]:
     """The environment without what a surrounding run or scheduler may have set."""
     ours = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_", "TORCHELASTIC_", "OMP_NUM_THREADS")
-    others = ("ACCELERATE_", "WANDB_")
+    others = ("ACCELERATE_", "WANDB_", "GLOO_", "NCCL_")
     clean = {k: v for k, v in os.environ.items() if not k.startswith((*ours, *others))}
     return clean | {"WANDB_MODE": "disabled"}  # but where a test is about W&B
 

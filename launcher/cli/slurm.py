@@ -159,6 +159,8 @@ def _kept(run_dir: Path) -> Iterator[None]:
 def begin(run_dir: Path) -> None:
     """Count a start of the job; fails where it was started too often."""
     here = lifecycle.Here.read(os.environ)
+    if job_requeue.goes_elsewhere(RunDir(run_dir.absolute()), here.job, here.nodes):
+        sys.exit(lifecycle.TAKEN)
     with _kept(run_dir):
         say(lifecycle.begin(RunDir(run_dir.absolute()), here))
 

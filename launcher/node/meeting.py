@@ -36,7 +36,8 @@ from launcher.processes import MEETING, STORE, nameless
 from launcher.run.directory import read_json
 
 _HOST = "127.0.0.1"
-_PATIENCE_S = 600.0  # for machine 0, whose checks may take longer than those of others
+_ADDRESS = "address-of-machine-0"
+_PATIENCE_S = 600.0  # for a machine whose checks take longer than those of others
 _LOOK_S = 0.2
 _TIMEOUT = timedelta(minutes=5)  # of one answer of the store
 
@@ -117,7 +118,11 @@ class Alone(Rendezvous):
 
 
 class Meeting(Rendezvous):
-    """The machines of a job: machine 0 listens, and tells the others where in a file."""
+    """The machines of a job: machine 0 listens, and tells the others where in a file.
+
+    The next one tells it by which address it was found: on machine 0 itself its name may lead to
+    loopback, as Debian has it, and from there it could not be reached by the others.
+    """
 
     def __init__(self, parameters: RendezvousParameters, host: str, rank: int) -> None:
         """`host` is machine 0 as the others know it; `rank` this machine's."""
@@ -138,9 +143,15 @@ class Meeting(Rendezvous):
 
     def meet(self) -> RendezvousInfo:
         """Return the store of machine 0, on this machine or another."""
-        store, port, secret = self._listen() if self._rank == 0 else self._hear()
+        public, port, secret = self._listen() if self._rank == 0 else self._hear()
+        store = PrefixStore(secret, public)
+        if self._rank == 0:
+            store.wait([_ADDRESS], timedelta(seconds=_PATIENCE_S))
+            self._host = store.get(_ADDRESS).decode()
+        elif self._rank == 1:
+            store.set(_ADDRESS, _address(self._host))
         place = RendezvousStoreInfo(self._host, port)
-        return RendezvousInfo(PrefixStore(secret, store), self._rank, self._machines, place)
+        return RendezvousInfo(store, self._rank, self._machines, place)
 
     def shutdown(self) -> bool:
         """Take back what was told: it is of no use to anybody any more."""
@@ -175,3 +186,11 @@ class Meeting(Rendezvous):
         self._host = told["host"]
         store = TCPStore(self._host, told["port"], is_master=False, timeout=_TIMEOUT)
         return store, told["port"], told["secret"]
+
+
+def _address(host: str) -> str:
+    """Return the address of a machine; one that has none but IPv6's is known by its name."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return host

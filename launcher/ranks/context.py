@@ -2,13 +2,11 @@
 
 import gc
 import os
-import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
-import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -22,6 +20,7 @@ from launcher.gpus import shared
 from launcher.model.state import expanded, fill
 from launcher.processes import STORE, allow_open_files
 from launcher.ranks.buckets import settle_buckets
+from launcher.ranks.interface import choose_interface
 from launcher.run.mark import Marker
 
 T = TypeVar("T")
@@ -65,7 +64,7 @@ class Context:
             timeout=timedelta(seconds=patience_s), **_place_to_meet(on_cpu=on_cpu)
         )
         allow_open_files()
-        _choose_interface()
+        choose_interface()
         _refuse_other_ways_to_train()
         if not on_cpu:
             claim_gpu()
@@ -246,28 +245,3 @@ def _place_to_meet(*, on_cpu: bool) -> dict[str, Any]:
         return {}
     query = f"?rank={os.environ['RANK']}&world_size={os.environ['WORLD_SIZE']}"
     return {"init_method": f"file://{os.environ[STORE]}" + ("" if on_cpu else query)}
-
-
-def _choose_interface() -> None:
-    """Give gloo one interface: loopback on one machine, else the one that leads to machine 0.
-
-    NCCL, which knows its way between machines, gets loopback on one.
-
-    Left alone it takes whatever the host name resolves to, which is often the wrong one.
-    """
-    one_machine = os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
-    master = "127.0.0.1" if one_machine else os.environ.get("MASTER_ADDR", "127.0.0.1")
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((master, 9))  # a datagram socket: nothing is sent
-            mine = probe.getsockname()[0]
-    except OSError:
-        return
-    # On machine 0 its own name may lead to loopback, where the others are not.
-    if mine.startswith("127.") and master not in ("127.0.0.1", "localhost"):
-        return
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == mine for address in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-            if one_machine:
-                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)

@@ -119,6 +119,11 @@ class SlurmFolder:
         """A file for a first node on which the batch script could not begin, and another may."""
         return self.path / "unfit"
 
+    @property
+    def untold(self) -> Path:
+        """Nodes that a requeued job is to leave out, for as long as SLURM does not know of it."""
+        return self.path / "untold.json"
+
     def output(self, job: str) -> Path:
         """The batch log of a job, by its name (12 or 12_3)."""
         return self.path / f"job-{job}.out"

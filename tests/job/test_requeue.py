@@ -1,14 +1,16 @@
 """A job goes back into the queue however long SLURM is away, and not for ever where it refuses."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from launcher.errors import Stopped
 from launcher.job import requeue as slurm_requeue
-from launcher.job.requeue import requeue
+from launcher.job.requeue import goes_elsewhere, requeue
 from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.job import SlurmFolder
 
 AWAY = "Unable to contact slurm controller (connect failure)"
 
@@ -16,9 +18,11 @@ AWAY = "Unable to contact slurm controller (connect failure)"
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run that has stopped, where nobody waits for long."""
+    monkeypatch.setattr(slurm_requeue, "_FIRST_S", 0.01)
     monkeypatch.setattr(slurm_requeue, "_AGAIN_S", 0.01)
     monkeypatch.setattr(slurm_requeue, "_REFUSED_S", 0.3)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "slurm").mkdir()
     write_json(tmp_path / "result.json", {"state": "stopped", "error": "stopped on request"})
     return RunDir(tmp_path)
 
@@ -75,3 +79,39 @@ def test_without_scontrol_it_ends_with_words(run: RunDir, monkeypatch: pytest.Mo
     monkeypatch.setattr(slurm_requeue, "_SILENT_S", 0.1)
     with pytest.raises(Stopped, match="No such file or directory: 'scontrol'"):
         requeue(run, "12", "")
+
+
+def test_scontrol_outlives_the_signals_that_it_brings_about(run: RunDir) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    scontrol(run.path, "*) kill -TERM $$; kill -USR1 $$; kill -TERM $PPID ;;")
+    requeue(run, "12", "n1")
+    assert asked(run.path) == ["requeue 12", "update JobId=12 ExcNodeList=n1"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nodes_that_slurm_did_not_hear_of_are_left_out_by_the_start_that_comes_to_them(
+    run: RunDir,
+) -> None:
+    untold = SlurmFolder.of(run).untold
+    names = "show*hostnames*) for one in ${3//,/ }; do echo $one; done ;;"
+    scontrol(run.path, names, "update*) cat slurm/untold.json; kill -KILL $PPID ;;")
+    pid = os.fork()
+    if pid == 0:
+        requeue(run, "12", "n1,n7")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert untold.exists()
+    scontrol(run.path, names)
+    assert not goes_elsewhere(run, "12", "n2,n3")
+    assert not goes_elsewhere(run, "13", "n1,n2")  # whoever submitted it may want them
+    assert goes_elsewhere(run, "12", "n1,n2")
+    assert asked(run.path)[-2:] == ["requeue 12", "update JobId=12 ExcNodeList=n1,n7"]
+    assert not untold.exists()
+    assert not goes_elsewhere(run, "12", "n1,n2")
+
+
+def test_a_job_goes_back_no_more_than_a_few_times(run: RunDir) -> None:
+    names = "show*hostnames*) echo $3 ;;"
+    scontrol(run.path, names)
+    write_json(SlurmFolder.of(run).untold, {"job": "12", "exclude": "n1", "times": 3})
+    assert not goes_elsewhere(run, "12", "n1")

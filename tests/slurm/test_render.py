@@ -1,6 +1,6 @@
 """Job scripts: as the golden files have them, and safe from whatever a value may hold.
 
-To accept a change of the scripts: UPDATE_GOLDEN=1 uv run pytest tests/test_slurm_render.py
+To accept a change of the scripts: UPDATE_GOLDEN=1 uv run pytest tests/slurm/test_render.py
 """
 
 import os
@@ -26,7 +26,7 @@ def test_the_scripts_are_as_their_golden_files_have_them(name: str) -> None:
         golden = GOLDEN / f"{name}.{kind}"
         if os.environ.get("UPDATE_GOLDEN"):
             golden.write_text(script)
-        how = "UPDATE_GOLDEN=1 uv run pytest tests/test_slurm_render.py accepts the change"
+        how = "UPDATE_GOLDEN=1 uv run pytest tests/slurm/test_render.py accepts the change"
         assert script == golden.read_text(), how
 
 
