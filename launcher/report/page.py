@@ -60,7 +60,7 @@ def page(shown: Sequence[tuple[RunSummary, Rows]], now: float) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    plotly, draw = get_plotlyjs(), _TEMPLATE.with_name("report.js").read_text(encoding="utf-8")
+    plotly, draw = get_plotlyjs(), _TEMPLATE.with_name("page.js").read_text(encoding="utf-8")
     parameters = [run.hyperparameters for run in runs]
     return template.render(
         title=" and ".join(dict.fromkeys(run.recipe for run in runs)),
