@@ -148,7 +148,7 @@ def test_imports_go_down_and_stay_on_their_side(module: str) -> None:
 
 def test_no_import_goes_in_a_circle() -> None:
     graph = {module: {imported for imported, _ in imports(module)} for module in MODULES}
-    assert graph["train.worker"] >= {"train.checkpoint", "train.loops"}
+    assert graph["train.worker"] >= {"train.testing", "train.loops"}
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 

@@ -1,5 +1,6 @@
 """The state of one run in one process: the parts that the loops work on, and how far they are."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -85,6 +86,7 @@ class Training:
     times: StepTimes = field(default_factory=StepTimes)
     measured: Measured = field(default_factory=Measured)
     progress: Progress = field(default_factory=Progress)
+    began: float = field(default_factory=time.perf_counter)  # less the seconds of other sessions
     average: Average | None = None
     made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
     odd: list[str] = field(default_factory=list)  # parameters that were never finite

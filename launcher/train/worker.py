@@ -35,10 +35,12 @@ from launcher.train.checkpoint import (
     refuse_unsaveable,
     restore,
 )
+from launcher.train.exchange import checkpoint
 from launcher.train.leave import leave
-from launcher.train.loops import checkpoint, test_loop, train_loop
+from launcher.train.loops import train_loop
 from launcher.train.prepare import prepare
 from launcher.train.profiling import profiling
+from launcher.train.testing import test_event, test_loop
 from launcher.train.trackers import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
 from launcher.train.training import Training
 
@@ -103,20 +105,16 @@ def warn(message: str) -> None:
 def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     """Train and test for what is left of the epochs; collective. Returns what result.json says."""
     progress = training.progress
-    began, in_training_s, samples = time.perf_counter() - progress.seconds, 0.0, 0
+    training.began = time.perf_counter() - progress.seconds
+    in_training_s, samples = 0.0, 0
     try:
         while progress.epoch < training.epochs:
             before, started = progress.samples_into_epoch, time.perf_counter()
             train_loop(training, saver)
             in_training_s += time.perf_counter() - started
             samples += progress.samples_into_epoch - before
-            with training.times.spending("test"), training.tested_weights():
-                totals = test_loop(training, saver)
-            progress.end_epoch(totals)
-            progress.seconds = time.perf_counter() - began
-            checkpoint(training, saver)
+            test_event(training, saver)
     except Stopped:
-        progress.seconds = time.perf_counter() - began
         checkpoint(training, saver)
         raise
     finally:

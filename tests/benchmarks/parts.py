@@ -22,8 +22,8 @@ from torch import nn
 from launcher.data.sampler import ShardSampler
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
-from launcher.train import loops
 from launcher.train.prepare import prepare
+from launcher.train.testing import test_loop
 
 
 def ratio(
@@ -77,7 +77,7 @@ def loops_over_images() -> tuple[float, float]:
         return list(total)
 
     plain()
-    return ratio(timed(lambda: loops.test_loop(training, None)), timed(plain), 30)
+    return ratio(timed(lambda: test_loop(training, None)), timed(plain), 30)
 
 
 def resident() -> float:

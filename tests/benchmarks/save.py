@@ -23,8 +23,9 @@ from launcher.ranks.metrics import Totals
 from launcher.recipe.base import Recipe
 from launcher.run.directory import RunDir
 from launcher.train.checkpoint import Saver, state_of
-from launcher.train.loops import checkpoint, train_step
+from launcher.train.exchange import checkpoint
 from launcher.train.prepare import prepare
+from launcher.train.step import train_step
 
 WIDTH, LAYERS, ROUNDS = 4096, 4, 5
 

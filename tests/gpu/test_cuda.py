@@ -16,7 +16,7 @@ from launcher.ranks.metrics import Totals
 from launcher.recipe.file import find, load
 from launcher.recipe.hyperparameters import configure
 from launcher.run import mark
-from launcher.train import loops
+from launcher.train import exchange, loops
 from launcher.train.prepare import prepare
 
 pytestmark = [
@@ -119,7 +119,7 @@ def losses_of_steps(monkeypatch: pytest.MonkeyPatch, **words: Any) -> list[float
     def keep(totals: Totals, *_: Any) -> None:
         seen[:] = totals.losses
 
-    monkeypatch.setattr(loops, "check_finite", keep)
+    monkeypatch.setattr(exchange, "check_finite", keep)
     values = {"dropout": 0.3, "log_every": 100, "epochs": 1, **words}
     recipe = configure(load(find(str(CURVE))), "curve", values)
     training = prepare(recipe, Context(), StopRequest())

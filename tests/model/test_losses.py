@@ -15,9 +15,9 @@ from launcher import ArrayDataset, Recipe, StepSums
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
-from launcher.train.loops import test_loop as run_test
 from launcher.train.loops import train_loop
 from launcher.train.prepare import prepare
+from launcher.train.testing import test_loop as run_test
 
 
 class Own(nn.Module):

@@ -13,9 +13,9 @@ from torch import nn
 from launcher import ArrayDataset, Recipe, StepSums
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
-from launcher.train.loops import test_loop as run_test
 from launcher.train.loops import train_loop
 from launcher.train.prepare import prepare
+from launcher.train.testing import test_loop as run_test
 from launcher.train.training import Training
 
 

@@ -1,0 +1,109 @@
+"""What ranks tell each other between steps: sums for reports, stops, and that they are alike."""
+
+import time
+from itertools import islice
+
+import torch
+
+from launcher.errors import NonFiniteLoss, PeerFailed, Stopped, TrainingFailed
+from launcher.model.losses import refuse_left_out
+from launcher.ranks.context import unwrapped
+from launcher.ranks.faults import check_finite, not_finite
+from launcher.ranks.metrics import Totals
+from launcher.train.checkpoint import MOST_FAILURES, Saver
+from launcher.train.trackers import Report
+from launcher.train.training import Training
+
+
+def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
+    """Sum over ranks what they measured, and whether any wants to stop; collective.
+
+    The one all-reduce of a report. Raises NonFiniteLoss, Stopped, or TrainingFailed after too many
+    failed saves, on all ranks alike.
+    """
+    own_failures = float(saver.failures if saver else 0)
+    words = [float(run.stop.requested), run.pulse.elapsed_s(), own_failures]
+    words += [run.times.elapsed_s(), run.times.data_s]
+    totals, (stops, elapsed_s, failures, *times) = _summed(run, words)
+    run.pulse.beat(elapsed_s / run.context.world_size)
+    if report:
+        run.progress.epoch_loss += sum(totals.losses)
+        run.progress.epoch_count += totals.count
+        run.trackers.report(_train_report(run, totals, *times), run.position)
+        run.sums.reset()
+        run.times.start()
+    else:
+        run.trackers.progress(run.position)
+    if failures >= MOST_FAILURES:
+        what = f"{MOST_FAILURES} checkpoints in a row could not be written"
+        if saver and saver.last_error:
+            raise TrainingFailed(f"{what}: {saver.last_error}")
+        raise PeerFailed(what)
+    if stops:
+        where = f"step {run.progress.step} (epoch {run.progress.epoch})"
+        raise Stopped(f"stopped on request after {where}")
+
+
+def checkpoint(run: Training, saver: Saver | None) -> None:
+    """Start saving a checkpoint; collective.
+
+    Raises NonFiniteLoss, on all ranks, where the weights are not finite: such are not saved.
+    """
+    run.progress.seconds = time.perf_counter() - run.began
+    if saver:
+        with run.times.spending("checkpoint"):
+            saver.wait(run.marker)  # on rank 0, for the one before
+            broken = [name for name in not_finite(unwrapped(run.model)) if name not in run.odd]
+            with run.marker.waiting():
+                window, [ranks] = _summed(run, [float(bool(broken))])
+            if ranks:
+                step, which = run.progress.step - 1, ", ".join(broken[:3]) or "another rank"
+                raise NonFiniteLoss(
+                    f"the weights are not finite after step {step} (epoch {run.progress.epoch}), "
+                    f"although the loss was: {which}",
+                    step=step,
+                    hint="the checkpoints are from before; try clip_norm or a smaller "
+                    "learning_rate; `launcher debug` finds the operation",
+                )
+            saver.save(run, window)
+
+
+def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:
+    """Return the sums since the last report, and of `words`, over all ranks; collective.
+
+    In the same vector ranks compare their weights. Raises NonFiniteLoss, or what `Drift` raises.
+    """
+    step = run.progress.step
+    own = torch.tensor(words, dtype=torch.float64).to(run.context.device)
+    parts = [run.sums.vector(), own, run.drift.own(step)]
+    reduced = iter(run.context.reduce(torch.cat(parts)).tolist())
+    sums, summed, checksums = (list(islice(reduced, len(part))) for part in parts)
+    totals = run.sums.totals(sums)
+    refuse_left_out(totals.left_out, step)  # all of a shard's left out: its mean is NaN
+    check_finite(totals, step - len(totals.losses), run.progress.epoch)
+    run.drift.check(checksums, step)
+    return totals, summed
+
+
+def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float) -> Report:
+    """Return a report of training; the times are sums over ranks of their seconds since the last.
+
+    Reading the norm from the device costs nothing here: the sums have just been read.
+    """
+    context, times, measured = run.context, run.times, run.measured
+    mean_s = max(elapsed_s / context.world_size, 1e-9)
+    norm, on_gpu = measured.gradient_norm, context.device.type == "cuda"
+    return Report(
+        split="train",
+        epoch=run.progress.epoch,
+        step=run.progress.step,
+        samples=totals.samples,
+        loss=totals.loss,
+        accuracy=totals.accuracy,
+        learning_rate=None if measured.learning_rate is None else float(measured.learning_rate),
+        gradient_norm=None if norm is None else float(norm),
+        samples_per_second=times.samples / mean_s,
+        step_time=mean_s / max(times.steps, 1),
+        data_wait=data_s / max(elapsed_s, 1e-9),
+        gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
+    )

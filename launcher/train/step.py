@@ -1,0 +1,122 @@
+"""One optimizer step from one global batch, sharded and exact."""
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from launcher.data.fetching import Shard
+from launcher.errors import RecipeError
+from launcher.ranks.context import unwrapped
+from launcher.recipe.base import StepSums
+from launcher.train.training import Training
+
+
+def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
+    """Make one optimizer step from one global batch; collective through DDP.
+
+    `measure` notes the step's learning rate and gradient norm for a report.
+
+    DDP averages gradients over ranks whatever the sizes of their shards. So the loss is summed
+    over the shard and scaled by world / (samples in the global batch): the average over ranks is
+    then the gradient of the global batch's mean loss.
+    """
+    scale = run.context.world_size if shard.own else 0
+    count: int | Tensor = 0
+    for number, batch in enumerate(shard.micro_batches, start=1):
+        last = number == len(shard.micro_batches)
+        with run.context.gradients(run.model, synchronise=last):
+            passes = partial(_passes, run, scale, shard.size, last)
+            replayed = run.graphs and run.graphs.run(passes, batch, scale, shard.size)
+            sums = replayed or passes(batch)
+        if shard.own:
+            run.sums.add(sums)
+            count = count + sums.count
+    run.sums.end_step(shard.own, left_out(run, shard))
+    if run.progress.step == 0:
+        _refuse_unused(run)
+    if not run.samples_count:
+        _divide_by_count(run, shard.size, count)
+    if measure:
+        _measure(run)
+    if run.recipe.clip_norm is not None:  # gradients are those of the global batch on every rank
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+    run.optimizer.step()
+    if run.average:
+        run.average.update()
+    run.optimizer.zero_grad()
+    if run.scheduler:
+        run.scheduler.step()
+    run.marker.tick()
+
+
+def _passes(run: Training, scale: int, size: int, last: bool, batch: Any) -> StepSums:
+    """Run a micro-batch, of a global batch of `size` samples, forward and backward."""
+    sums = expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
+    if last:
+        run.marker.tick()  # from here on this rank waits for the others
+    _backward(sums.loss, scale * sums.scale / size)
+    return sums
+
+
+def _backward(loss: Tensor, weight: float | Tensor) -> None:
+    """Do what `(loss * weight).backward()` does; 1 is what torch starts from by itself, faster."""
+    if isinstance(weight, Tensor):
+        start: Tensor | None = weight.to(loss.dtype).reshape(loss.shape)
+    else:
+        start = None if weight == 1 else torch.full_like(loss, weight)  # ()
+    loss.backward(start)  # type: ignore[no-untyped-call]  # torch's own
+
+
+def left_out(run: Training, shard: Shard) -> int:
+    """Return how many labels the loss has left out of its mean without being told to."""
+    return shard.left_out if run.loss_watch.by_default and shard.own else 0
+
+
+def expect_sums(made: Any, method: str) -> StepSums:
+    """Return what a method of the recipe made; raises RecipeError where it is something else."""
+    if not isinstance(made, StepSums):
+        raise RecipeError(
+            f"`{method}` returned {type(made).__name__}, not StepSums",
+            hint="return StepSums(loss, count, correct): sums over the batch, not means",
+        )
+    return made
+
+
+def _refuse_unused(run: Training) -> None:
+    """Raise RecipeError where parameters take no part in the loss: DDP would fail a step later."""
+    if not isinstance(run.model, DistributedDataParallel) or run.recipe.find_unused_parameters:
+        return
+    named = unwrapped(run.model).named_parameters()
+    if unused := [name for name, p in named if p.requires_grad and p.grad is None]:
+        raise RecipeError(
+            f"these parameters take no part in the loss: {', '.join(unused)}",
+            hint="give find_unused_parameters=true, remove them, or set requires_grad to False",
+        )
+
+
+def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
+    """Make gradients that were divided by the samples means over the recipe's own count."""
+    device = run.context.device
+    if isinstance(count, Tensor):
+        local = count.to(device, torch.float64, non_blocking=True).reshape(1)
+    else:  # filled there: a copy from the host would wait for the device
+        local = torch.full((1,), float(count), dtype=torch.float64, device=device)
+    total = run.context.reduce(local)  # (1,)
+    factor = torch.where(total > 0, size / total, 0)
+    gradients = defaultdict(list)
+    for parameter in run.model.parameters():
+        if parameter.grad is not None:
+            gradients[parameter.grad.dtype].append(parameter.grad)
+    for dtype, several in gradients.items():
+        torch._foreach_mul_(several, factor.to(dtype).squeeze())
+
+
+def _measure(run: Training) -> None:
+    """Note learning rate and gradient norm, which all ranks have alike; nothing waits for them."""
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    run.measured.learning_rate = run.optimizer.param_groups[0]["lr"]
+    run.measured.gradient_norm = torch.nn.utils.get_total_norm(gradients)
