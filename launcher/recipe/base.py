@@ -5,12 +5,21 @@ This module is on the floor: it never imports torch, although the methods of a r
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import RecipeError
+from launcher.recipe.groups import (
+    AT_LEAST,
+    Checkpoints,
+    Data,
+    Length,
+    Optimisation,
+    Precision,
+    Tests,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,26 +29,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # labels that torch leaves out of a mean where nothing else is said
 REQUIRED_METHODS = ("model", "train_data", "test_data", "loss", "optimizer")
-
-# The least value of a hyperparameter, by name, so that a recipe may give its own default.
-_AT_LEAST: Mapping[str, float] = {
-    "epochs": 1,
-    "batch_size": 1,
-    "learning_rate": 0,
-    "micro_batch_size": 1,
-    "test_batch_size": 1,
-    "num_workers": 0,
-    "clip_norm": 0,
-    "ema_decay": 0,
-    "seed": 0,
-    "torch_order_up_to": 0,
-    "log_every": 1,
-    "checkpoint_every": 1,
-    "keep_last": 1,
-    "keep_best": 0,
-    "hang_timeout": 1,
-    "start_timeout": 1,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,42 +46,14 @@ class StepSums:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     """Hyperparameters every recipe has; subclass it, add your own, and write five methods.
 
     `model`, `train_data`, `test_data`, `loss` and `optimizer` must be written, `scheduler`,
-    `train_step`, `test_step`, `collate` and `test_collate` may be. The comment behind a field is
-    its meaning.
+    `train_step`, `test_step`, `collate` and `test_collate` may be. The hyperparameters of all
+    recipes stand in `launcher.recipe.groups` (a dataclass has the fields of its last base first);
+    the comment behind a field is its meaning.
     """
-
-    epochs: int = 1  # passes over the training data
-    batch_size: int = 64  # samples of one optimizer step, over all processes together
-    learning_rate: float = 1e-3  # step size of the optimizer
-    micro_batch_size: int | None = None  # most samples in one forward pass of one process
-    test_batch_size: int = 1000  # samples of one test batch, over all processes together
-    num_workers: int | None = None  # data processes a training process; none: chosen from cores
-    worker_start: Literal["fork", "forkserver", "spawn"] = "fork"  # how they start: forks may hang
-    data_on_device: bool | None = None  # keep arrays in a GPU's memory; none: if they are small
-    mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
-    channels_last: bool = False  # lay images out as convolutions like them best
-    compile: bool = False  # compile the model with torch.compile
-    cuda_graphs: bool = False  # record a step once and replay it: for small models on one GPU
-    tf32: bool = False  # multiply float32 on a GPU with 10 bits of 23: faster, other numbers
-    deterministic: bool = False  # only operations that give the same bits each time
-    clip_norm: float | None = None  # largest norm of a step's gradient; longer ones are shortened
-    ema_decay: float | None = None  # average weights like this for tests and the end, like 0.999
-    seed: int = 0  # where all randomness of the run comes from
-    torch_order_up_to: int = 2_000_000  # most samples shuffled by torch; more in constant memory
-    log_every: int = 100  # batches between two reports of the training loss
-    checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
-    keep_last: int = 3  # newest checkpoints to keep
-    keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
-    fused_optimizer: bool = False  # update all weights in one operation where torch can
-    shared_gradients: bool = True  # sum in memory where all processes are on one machine's CPU
-    find_unused_parameters: bool = False  # allow parameters that take no part in the loss
-    hang_timeout: float = 600.0  # seconds without progress after which the run is ended
-    start_timeout: float = 3600.0  # seconds, instead, until the first step, and for a save
-    log_model: bool = False  # upload the final weights to W&B, as an artifact
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -100,7 +61,7 @@ class Recipe:
             for part in value if isinstance(value, tuple | list) else [value]:
                 if isinstance(part, float) and not math.isfinite(part):
                     raise RecipeError(f"`{field.name}` must be a finite number, not {part}")
-            least = _AT_LEAST.get(field.name)
+            least = AT_LEAST.get(field.name)
             if least is not None and value is not None and value < least:
                 raise RecipeError(f"`{field.name}` must be at least {least}, not {value}")
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from launcher.errors import RecipeError, did_you_mean
 from launcher.masks import shown_value
 from launcher.recipe.base import Recipe
+from launcher.recipe.groups import GROUPS
 from launcher.recipe.values import alternatives, convert, is_expressible
 
 # What people call hyperparameters that every recipe has, or many have.
@@ -69,16 +70,28 @@ def describe(recipe_type: type[Recipe]) -> list[Hyperparameter]:
 
 
 def table(recipe_type: type[Recipe]) -> str:
-    """Return every hyperparameter of a recipe, a line each, for people."""
-    rows = [
-        (h.name, h.type, shown(shown_value(h.name, h.default)), h.meaning)
+    """Return every hyperparameter of a recipe, a line each, for people: first its own."""
+    rows = {
+        h.name: (h.name, h.type, shown(shown_value(h.name, h.default)), h.meaning)
         for h in describe(recipe_type)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {default:<{widths[2]}}  {meaning}".rstrip()
-        for name, kind, default, meaning in rows
+    }
+    widths = [max(len(row[column]) for row in rows.values()) for column in range(3)]
+    sections = {"Its own": [*rows]}
+    for group in GROUPS:
+        title, names = str(group.__doc__).rstrip("."), [f.name for f in dataclasses.fields(group)]
+        sections[title] = [name for name in names if name in rows]
+        sections["Its own"] = [name for name in sections["Its own"] if name not in names]
+    return "\n\n".join(
+        "\n".join([f"{title}:", *(_aligned(rows[name], widths) for name in names)])
+        for title, names in sections.items()
+        if names
     )
+
+
+def _aligned(row: Iterable[str], widths: Iterable[int]) -> str:
+    *cells, meaning = row
+    padded = [f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)]
+    return "  ".join(["", *padded, meaning]).rstrip()
 
 
 def shown(default: Any) -> str:

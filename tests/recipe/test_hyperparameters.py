@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from launcher.errors import RecipeError
 from launcher.recipe.base import Recipe, missing_methods
-from launcher.recipe.hyperparameters import configure, describe, split_overrides
+from launcher.recipe.groups import AT_LEAST, GROUPS
+from launcher.recipe.hyperparameters import configure, describe, split_overrides, table
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,27 @@ def test_description_has_type_default_and_meaning_of_every_hyperparameter() -> N
     assert rows["layers"] == ("tuple[int, ...]", (64, 32), "units by layer")
     assert rows["tags"] == ("list[str]", [], "words to find it by")
     assert all(meaning for _, _, meaning in rows.values())
+
+
+def test_the_table_has_a_recipes_own_first_then_each_group_by_name() -> None:
+    sections = [part.splitlines() for part in table(Example).split("\n\n")]
+    assert [section[0] for section in sections] == [
+        "Its own:",
+        *(f"{str(group.__doc__).rstrip('.')}:" for group in GROUPS),
+    ]
+    own = [line.split()[0] for line in sections[0][1:]]
+    assert own == [
+        name for name in Example.__annotations__ if name not in {"kinds", "epochs", "area"}
+    ]
+    assert "epochs" in sections[1][1]
+    listed = [line.split()[0] for section in sections for line in section[1:]]
+    assert sorted(listed) == sorted(h.name for h in describe(Example))
+
+
+def test_every_hyperparameter_of_the_base_stands_in_one_group() -> None:
+    grouped = [name for group in GROUPS for name in group.__annotations__]
+    assert grouped == [field.name for field in dataclasses.fields(Recipe)]
+    assert {*AT_LEAST} <= {*grouped}
 
 
 def test_a_hyperparameter_without_a_default_is_required() -> None:

@@ -1,0 +1,102 @@
+"""The hyperparameters that every recipe has, by subject. The comment behind a field is its meaning.
+
+The first line of a group's docstring is its name in `launcher recipes show`. A new field stands in
+the group where somebody would look for it; the least value that it may have stands in `AT_LEAST`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+# The least value of a hyperparameter, by name, so that a recipe may give its own default.
+AT_LEAST: Mapping[str, float] = {
+    "epochs": 1,
+    "batch_size": 1,
+    "micro_batch_size": 1,
+    "num_workers": 0,
+    "torch_order_up_to": 0,
+    "seed": 0,
+    "learning_rate": 0,
+    "clip_norm": 0,
+    "ema_decay": 0,
+    "test_batch_size": 1,
+    "keep_best": 0,
+    "checkpoint_every": 1,
+    "keep_last": 1,
+    "log_every": 1,
+    "hang_timeout": 1,
+    "start_timeout": 1,
+}
+
+
+@dataclass(frozen=True)
+class Length:
+    """Length."""
+
+    epochs: int = 1  # passes over the training data
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data."""
+
+    batch_size: int = 64  # samples of one optimizer step, over all processes together
+    micro_batch_size: int | None = None  # most samples in one forward pass of one process
+    num_workers: int | None = None  # data processes a training process; none: chosen from cores
+    worker_start: Literal["fork", "forkserver", "spawn"] = "fork"  # how they start: forks may hang
+    data_on_device: bool | None = None  # keep arrays in a GPU's memory; none: if they are small
+    torch_order_up_to: int = 2_000_000  # most samples shuffled by torch; more in constant memory
+    seed: int = 0  # where all randomness of the run comes from
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Precision and speed."""
+
+    mixed_precision: Literal["no", "bf16"] = "no"  # precision of the forward pass
+    channels_last: bool = False  # lay images out as convolutions like them best
+    compile: bool = False  # compile the model with torch.compile
+    cuda_graphs: bool = False  # record a step once and replay it: for small models on one GPU
+    tf32: bool = False  # multiply float32 on a GPU with 10 bits of 23: faster, other numbers
+    deterministic: bool = False  # only operations that give the same bits each time
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Optimisation."""
+
+    learning_rate: float = 1e-3  # step size of the optimizer
+    clip_norm: float | None = None  # largest norm of a step's gradient; longer ones are shortened
+    ema_decay: float | None = None  # average weights like this for tests and the end, like 0.999
+    fused_optimizer: bool = False  # update all weights in one operation where torch can
+    shared_gradients: bool = True  # sum in memory where all processes are on one machine's CPU
+    find_unused_parameters: bool = False  # allow parameters that take no part in the loss
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Tests and the best."""
+
+    test_batch_size: int = 1000  # samples of one test batch, over all processes together
+    keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Checkpoints."""
+
+    checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
+    keep_last: int = 3  # newest checkpoints to keep
+    log_model: bool = False  # upload the final weights to W&B, as an artifact
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Watch."""
+
+    log_every: int = 100  # batches between two reports of the training loss
+    hang_timeout: float = 600.0  # seconds without progress after which the run is ended
+    start_timeout: float = 3600.0  # seconds, instead, until the first step, and for a save
+
+
+GROUPS = (Length, Data, Precision, Optimisation, Tests, Checkpoints, Watch)
