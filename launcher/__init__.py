@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from launcher.data.randomness import SampleRandom, sample_seed
     from launcher.ranks.context import unwrapped
     from launcher.recipe.base import Recipe, StepSums
+    from launcher.recipe.totals import Totals
     from launcher.train.script import main
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "SampleRandom",
     "StepSums",
+    "Totals",
     "load_digits",
     "main",
     "sample_seed",
@@ -31,6 +33,7 @@ _HOMES = {
     "Recipe": "launcher.recipe.base",
     "SampleRandom": "launcher.data.randomness",
     "StepSums": "launcher.recipe.base",
+    "Totals": "launcher.recipe.totals",
     "load_digits": "launcher.data.arrays",
     "main": "launcher.train.script",
     "sample_seed": "launcher.data.randomness",

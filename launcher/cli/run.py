@@ -29,6 +29,7 @@ from launcher.run.checkpoint_files import all_of, problem
 from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_config, read_json
+from launcher.run.rows import told_of_test
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 _NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
@@ -234,7 +235,9 @@ def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: 
         return
     right = f"{result['test_correct']} of {result['test_samples']} right, "
     exact = right if result["test_correct"] is not None else ""
-    say(f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}")
+    words = f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}"
+    own = [name for name in result if name.startswith("test_") and name not in told_of_test(None)]
+    say(words + "".join(f", {n.removeprefix('test_')} {result[n]}" for n in own))
 
 
 @click.command()

@@ -38,7 +38,9 @@ def runs(folder: Path, as_json: bool) -> None:
     if as_json:
         say(json.dumps([_raw(*pair, now) for pair in zip(found, differ, strict=True)]))
     elif found:
-        _print_table([_cells(*pair, folder, now) for pair in zip(found, differ, strict=True)])
+        names = list(dict.fromkeys(name for run in found for name in run.metrics))
+        lines = [_cells(*pair, names, folder, now) for pair in zip(found, differ, strict=True)]
+        _print_table(lines)
     else:
         say(f"no runs in `{folder}`")
 
@@ -111,8 +113,10 @@ def _raw(run: RunSummary, differs: dict[str, Any], now: float) -> dict[str, Any]
     return values | {"age": now - run.created, "differs": differs}
 
 
-def _cells(run: RunSummary, differs: dict[str, Any], folder: Path, now: float) -> dict[str, str]:
-    """Return a line of the table, by heading."""
+def _cells(
+    run: RunSummary, differs: dict[str, Any], metrics: list[str], folder: Path, now: float
+) -> dict[str, str]:
+    """Return a line of the table, by heading; `metrics` are those that any run has."""
     name = run.path.absolute().name if run.path == folder else run.path.relative_to(folder)
     asked = run.hyperparameters.get("epochs", "?")
     return {
@@ -127,6 +131,7 @@ def _cells(run: RunSummary, differs: dict[str, Any], folder: Path, now: float) -
         "best loss": _loss(run.best_test_loss),
         "accuracy": _percent(run.test_accuracy),
         "best": _percent(run.best_test_accuracy),
+        **{f"test {word(name)}": _loss(run.metrics.get(name)) for name in metrics},
         "age": age(now - run.created),
         "differs in": " ".join(f"{word(k)}={word(v)}" for k, v in differs.items()),
     }

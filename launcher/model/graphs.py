@@ -71,6 +71,7 @@ class Graphs:
                 hint="it must not wait for the GPU (.item(), .cpu(), nonzero, printing a tensor); "
                 "or leave cuda_graphs out",
             ) from error
+        _refuse_host_sums(sums)
         self._gradients = [parameter.grad for parameter in self._parameters]
         # Without its history, which belongs to the stream of the recording: other passes would
         # meet the same gradients there.
@@ -85,6 +86,16 @@ class Graphs:
             parameter.grad = gradient
         # The next replay writes where these are, and reports read them long after.
         return _each(Tensor.clone, self._sums)
+
+
+def _refuse_host_sums(sums: StepSums) -> None:
+    """Raise RecipeError for sums that a replay would not make anew: those on the host."""
+    device = sums.loss.device
+    if odd := [name for name, value in sums.sums.items() if value.device != device]:
+        raise RecipeError(
+            f"`cuda_graphs` repeats what the GPU does, and the sum `{odd[0]}` is made on the host",
+            hint="make it from the batch, on its device; or leave cuda_graphs out",
+        )
 
 
 def _each(do: Callable[[Tensor], Tensor], sums: StepSums) -> StepSums:

@@ -11,7 +11,7 @@ from torch import nn
 
 from launcher.errors import NonFiniteLoss
 from launcher.processes import PARENT, stop_signals
-from launcher.ranks.metrics import Totals
+from launcher.recipe.totals import Totals
 
 _MOST_STEPS = 1 << 20  # between two exchanges
 

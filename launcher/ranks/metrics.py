@@ -1,35 +1,17 @@
 """Loss and accuracy as sums and counts on the device, reduced over all ranks once a report."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from launcher.data.device import moved
+from launcher.ranks.context import Context
+from launcher.ranks.named_sums import NamedSums
 from launcher.recipe.base import StepSums
+from launcher.recipe.totals import Totals
 
 _MOST_ASIDE = 1000
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over all ranks since the last report."""
-
-    losses: list[float]  # summed loss of each step
-    count: float  # what the loss is a mean over
-    correct: int | None  # None where the recipe has no accuracy
-    samples: int
-    left_out: int = 0  # labels that a mean has left out although nobody said so
-
-    @property
-    def loss(self) -> float:
-        """Mean loss."""
-        return sum(self.losses) / (self.count or 1)
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of what was counted that was right, None where the recipe has no accuracy."""
-        return None if self.correct is None else self.correct / (self.count or 1)
 
 
 class Sums:
@@ -41,6 +23,7 @@ class Sums:
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
+        self.named = NamedSums(device)  # what the recipe sums up besides
         self._losses = torch.zeros(capacity, dtype=torch.float64, device=device)  # of each step
         self._correct = self._losses.new_zeros(())  # (); whole numbers, exact up to 2**53
         self.reset()
@@ -51,6 +34,7 @@ class Sums:
         self._right: list[Tensor] = []  # () each
         self._losses.zero_()
         self._correct.zero_()
+        self.named.reset()
         self._step = 0
         self._count: float | Tensor = 0
         self._samples = self._left_out = 0
@@ -67,6 +51,7 @@ class Sums:
             self._losses[: self._step] = torch.tensor(totals.losses, dtype=torch.float64)
             self._count, self._samples = totals.count, totals.samples
             self._correct.fill_(totals.correct or 0)
+        self.named.restore(totals.sums, mine=mine)
 
     def add(self, sums: StepSums) -> None:
         """Add a micro-batch of the current step."""
@@ -79,6 +64,7 @@ class Sums:
             self._has_accuracy = False
         else:
             self._right.append(sums.correct.detach())
+        self.named.add(sums.sums)
         if len(self._aside) >= _MOST_ASIDE:
             self._add_up()
 
@@ -106,14 +92,19 @@ class Sums:
         self._step += 1
 
     def vector(self) -> Tensor:
-        """Return everything as one float64 tensor to be summed over ranks, (capacity + 4,)."""
+        """Return all but the named sums as a float64 tensor to sum over ranks, (capacity + 5,)."""
         self._add_up()
-        tail = [self._count, self._correct, self._samples, self._left_out]
+        tail = [self._count, self._correct, self._samples, self._left_out, self.named.there]
         values = [torch.as_tensor(v, dtype=torch.float64).to(self._losses.device) for v in tail]
         return torch.cat([self._losses, *(value.reshape(1) for value in values)])
 
     def totals(self, reduced: list[float]) -> Totals:
         """Read a reduced vector back."""
-        *losses, count, correct, samples, left_out = reduced
+        *losses, count, correct, samples, left_out, _ = reduced
         right = round(correct) if self._has_accuracy else None
         return Totals(losses[: self._step], count, right, round(samples), round(left_out))
+
+    def whole(self, reduced: list[float], context: Context) -> Totals:
+        """Read a reduced vector back, with the named sums; collective where any rank has some."""
+        named = self.named.reduced(context) if reduced[-1] else {}
+        return replace(self.totals(reduced), sums=named)

@@ -5,6 +5,7 @@ This module is on the floor: it never imports torch, although the methods of a r
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from launcher.recipe.groups import (
     Tests,
     Watch,
 )
+from launcher.recipe.totals import Totals
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,6 +44,8 @@ class StepSums:
     count: "int | Tensor"  # samples, tokens, pixels: what the loss is a mean over
     correct: "Tensor | None" = None  # (), how many of `count` were right; None: no accuracy
     scale: "float | Tensor" = 1.0  # the number of samples where `loss` is their mean
+    # More sums, of any shape, by name: `metrics` gets what they add up to over all processes.
+    sums: "Mapping[str, Tensor]" = dataclasses.field(default_factory=dict)
     # Tensors are kept until the next report, so none of them may be written to later.
 
 
@@ -123,6 +127,15 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     def test_step(self, model: "nn.Module", batch: Any, loss_fn: "nn.Module") -> StepSums:
         """Run the forward pass of one test batch; the same as `train_step` unless replaced."""
         return self.train_step(model, batch, loss_fn)
+
+    def metrics(self, totals: Totals) -> Mapping[str, Any]:  # noqa: ARG002  # for subclasses
+        """Return numbers by name, made of sums over all processes; none unless replaced.
+
+        Called on every process alike, at reports (`totals` are those of training since the last
+        one) and tests. `totals.loss`, `totals.accuracy` and `totals.count` are there, and
+        `totals["name"]` is what the `sums` of that name add up to.
+        """
+        return {}
 
     def collate(self, samples: list[Any]) -> Any:
         """Join samples of an ordinary dataset into a batch to train on; torch's default.

@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from launcher import __version__
 from launcher.run.listing import RunSummary, differing, number, word
+from launcher.run.rows import metrics_in
 
 Rows = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]  # step, value
@@ -55,7 +56,8 @@ def page(shown: Sequence[tuple[RunSummary, Rows]], now: float) -> str:
     runs = [run for run, _ in shown]
     names = labels(runs)
     colours = palette(len(runs))
-    figures = [f for chart in CHARTS if (f := figure(chart, shown, names, colours))]
+    charts = [*CHARTS[:2], *map(_of_metric, metric_names(shown)), *CHARTS[2:]]
+    figures = [f for chart in charts if (f := figure(chart, shown, names, colours))]
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -100,6 +102,17 @@ def labels(runs: Sequence[RunSummary]) -> list[str]:
         return told
     folders = [word(run.path.name) for run in runs]
     return folders if len(set(folders)) == len(runs) else [word(run.path) for run in runs]
+
+
+def metric_names(shown: Sequence[tuple[RunSummary, Rows]]) -> list[str]:
+    """Return the metrics that recipes have named, in the order in which they first come."""
+    return list(
+        dict.fromkeys(name for _, rows in shown for row in rows for name in metrics_in(row))
+    )
+
+
+def _of_metric(name: str) -> Chart:
+    return Chart(name, word(name), ".4g", {})
 
 
 def palette(count: int) -> list[str]:
@@ -157,6 +170,10 @@ def results(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
         "best": _cells((run.best_test_loss for run in runs), ".4g"),
         "Accuracy": _cells((run.test_accuracy for run in runs), ".2%"),
         "best ": _cells((run.best_test_accuracy for run in runs), ".2%"),
+        **{
+            f"Test {word(name)}": _cells((run.metrics.get(name) for run in runs), ".4g")
+            for name in dict.fromkeys(name for run in runs for name in run.metrics)
+        },
         "Seconds": _cells((run.seconds for run in runs), ",.1f"),
         "Samples/s": _cells((run.samples_per_second for run in runs), ",.0f"),
         "Processes": _cells((run.world_size for run in runs), "d"),

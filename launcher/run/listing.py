@@ -17,6 +17,7 @@ from launcher.masks import masked_config
 from launcher.recipe.hyperparameters import shown
 from launcher.run import lock
 from launcher.run.directory import RunDir, read_config, read_json
+from launcher.run.rows import metrics_in
 
 # "killed": it has begun, tells no end, and nobody living holds its lock. "new": it has not begun.
 State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
@@ -40,6 +41,7 @@ class RunSummary:
     best_test_loss: float | None
     test_accuracy: float | None  # the newest; 0 to 1
     best_test_accuracy: float | None
+    metrics: Mapping[str, float]  # of the newest test, the recipe's own
     seconds: float | None  # wall clock, over all sessions
     samples_per_second: float | None
     error: str | None  # what ended it
@@ -84,6 +86,7 @@ def summary(path: Path) -> RunSummary:
         best_test_loss=min(best["loss"], default=None),
         test_accuracy=_first(result.get("test_accuracy"), test.get("accuracy")),
         best_test_accuracy=max(best["accuracy"], default=None),
+        metrics={n: v for n, told in metrics_in(test).items() if (v := number(told)) is not None},
         seconds=number(result.get("seconds")),
         samples_per_second=_first(
             result.get("samples_per_second"), train.get("samples_per_second")

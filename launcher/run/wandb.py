@@ -144,10 +144,13 @@ def config_of(told: Mapping[str, Any], env: Mapping[str, str] = os.environ) -> d
 
 
 def history_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of metrics.jsonl as the page shows it; what is null is left out."""
+    """Return a row of metrics.jsonl as the page shows it; what is null is left out.
+
+    A metric of the recipe's stands beside the loss, under its own name.
+    """
     split = row["split"]
     return {
-        _PAGE.get(field, f"{split}/{field}").format(split=split): value
+        _PAGE[field].format(split=split) if field in _PAGE else f"{split}/{field}": value
         for field, value in row.items()
         if field != "split" and value is not None
     }

@@ -26,11 +26,12 @@ from launcher.model.state import (
     why_not,
 )
 from launcher.ranks.context import unwrapped
-from launcher.ranks.metrics import Totals
+from launcher.recipe.totals import Totals
 from launcher.run import checkpoint_files as files
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir
 from launcher.run.mark import Marker
+from launcher.run.rows import told_of_test
 from launcher.train.training import Training
 
 MOST_FAILURES = 3  # failed saves in a row that stop a run
@@ -249,11 +250,7 @@ def refuse_unloadable(training: Training) -> None:
 
 def _facts(training: Training) -> dict[str, Any]:
     tested = training.progress.test if training.progress.steps_into_epoch == 0 else None
-    return {
-        "test_accuracy": tested and tested["accuracy"],
-        "test_loss": tested and tested["loss"],
-        "world_size": training.context.world_size,
-    }
+    return {**told_of_test(tested), "world_size": training.context.world_size}
 
 
 def _yield_to_training() -> None:

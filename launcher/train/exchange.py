@@ -9,8 +9,9 @@ from launcher.errors import NonFiniteLoss, PeerFailed, Stopped, TrainingFailed
 from launcher.model.losses import refuse_left_out
 from launcher.ranks.context import unwrapped
 from launcher.ranks.faults import check_finite, not_finite
-from launcher.ranks.metrics import Totals
+from launcher.recipe.totals import Totals
 from launcher.train.checkpoint import MOST_FAILURES, Saver
+from launcher.train.measures import metrics_of
 from launcher.train.trackers import Report
 from launcher.train.training import Training
 
@@ -18,13 +19,13 @@ from launcher.train.training import Training
 def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     """Sum over ranks what they measured, and whether any wants to stop; collective.
 
-    The one all-reduce of a report. Raises NonFiniteLoss, Stopped, or TrainingFailed after too many
-    failed saves, on all ranks alike.
+    The one all-reduce of a report, but for sums that the recipe names. Raises NonFiniteLoss,
+    Stopped, or TrainingFailed after too many failed saves, on all ranks alike.
     """
     own_failures = float(saver.failures if saver else 0)
     words = [float(run.stop.requested), run.pulse.elapsed_s(), own_failures]
     words += [run.times.elapsed_s(), run.times.data_s]
-    totals, (stops, elapsed_s, failures, *times) = _summed(run, words)
+    totals, (stops, elapsed_s, failures, *times) = _summed(run, words, whole=report)
     run.pulse.beat(elapsed_s / run.context.world_size)
     if report:
         run.progress.epoch_loss += sum(totals.losses)
@@ -55,7 +56,7 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
             saver.wait(run.marker)  # on rank 0, for the one before
             broken = [name for name in not_finite(unwrapped(run.model)) if name not in run.odd]
             with run.marker.waiting():
-                window, [ranks] = _summed(run, [float(bool(broken))])
+                window, [ranks] = _summed(run, [float(bool(broken))], whole=True)
             if ranks:
                 step, which = run.progress.step - 1, ", ".join(broken[:3]) or "another rank"
                 raise NonFiniteLoss(
@@ -68,17 +69,18 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
             saver.save(run, window)
 
 
-def _summed(run: Training, words: list[float]) -> tuple[Totals, list[float]]:
+def _summed(run: Training, words: list[float], *, whole: bool) -> tuple[Totals, list[float]]:
     """Return the sums since the last report, and of `words`, over all ranks; collective.
 
-    In the same vector ranks compare their weights. Raises NonFiniteLoss, or what `Drift` raises.
+    Where they are to be `whole`, what the recipe sums by name is among them. In the same vector
+    ranks compare their weights. Raises NonFiniteLoss, or what `Drift` raises.
     """
     step = run.progress.step
     own = torch.tensor(words, dtype=torch.float64).to(run.context.device)
     parts = [run.sums.vector(), own, run.drift.own(step)]
     reduced = iter(run.context.reduce(torch.cat(parts)).tolist())
     sums, summed, checksums = (list(islice(reduced, len(part))) for part in parts)
-    totals = run.sums.totals(sums)
+    totals = run.sums.whole(sums, run.context) if whole else run.sums.totals(sums)
     refuse_left_out(totals.left_out, step)  # all of a shard's left out: its mean is NaN
     check_finite(totals, step - len(totals.losses), run.progress.epoch)
     run.drift.check(checksums, step)
@@ -106,4 +108,5 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
         step_time=mean_s / max(times.steps, 1),
         data_wait=data_s / max(elapsed_s, 1e-9),
         gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
+        metrics=metrics_of(run, totals),
     )

@@ -8,9 +8,11 @@ from launcher.data.randomness import seed_test
 from launcher.model.losses import refuse_left_out
 from launcher.ranks.context import unwrapped
 from launcher.ranks.faults import check_finite
-from launcher.ranks.metrics import Sums, Totals
+from launcher.ranks.metrics import Sums
+from launcher.recipe.totals import Totals
 from launcher.train.checkpoint import Saver
 from launcher.train.exchange import checkpoint, exchange
+from launcher.train.measures import metrics_of
 from launcher.train.step import expect_sums, left_out
 from launcher.train.trackers import Report
 from launcher.train.training import Training
@@ -24,7 +26,9 @@ def test_event(run: Training, saver: Saver | None) -> None:
     """
     with run.times.spending("test"), run.tested_weights():
         totals = test_loop(run, saver)
-    run.progress.end_epoch(totals)
+    report = report_of(run, totals)
+    run.trackers.report(report, run.position)
+    run.progress.end_epoch(totals, report.metrics)
     checkpoint(run, saver)
 
 
@@ -52,12 +56,15 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
             if run.pulse.due():
                 exchange(run, saver, report=False)
     sums.end_step(0)
-    totals = sums.totals(run.context.reduce(sums.vector()).tolist())
+    totals = sums.whole(run.context.reduce(sums.vector()).tolist(), run.context)
     refuse_left_out(totals.left_out, run.progress.step)
     check_finite(totals, run.progress.step, run.progress.epoch, "the test loss after")
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
-    epoch, step = run.progress.epoch, run.progress.step
-    report = Report("test", epoch, step, totals.samples, totals.loss, totals.accuracy)
-    run.trackers.report(report, run.position)
     return totals
+
+
+def report_of(run: Training, totals: Totals) -> Report:
+    """Return the report of a test, with the recipe's metrics."""
+    at, numbers = run.progress, (totals.samples, totals.loss, totals.accuracy)
+    return Report("test", at.epoch, at.step, *numbers, metrics=metrics_of(run, totals))

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from launcher.console import Lasting
 from launcher.run.directory import write_bytes
+from launcher.run.rows import finite
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ class Report:
     step_time: float | None = None  # seconds, mean since the last report
     data_wait: float | None = None  # share of that time that a rank waited for data
     gpu_memory: int | None = None  # bytes, the most that rank 0 has allocated
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the recipe's own, by name
+
+    def row(self) -> dict[str, Any]:
+        """Return it as metrics.jsonl has it: flat, and null for what is no finite number."""
+        row = asdict(self)
+        flat = row | row.pop("metrics")
+        return {name: finite(value) for name, value in flat.items()}
 
 
 @dataclass(frozen=True)
@@ -122,8 +130,11 @@ class ConsoleTracker:
         self.progress(position)
         if report.split == "train":
             line = f"loss: {report.loss:>7f} [{position.done:>5d}/{position.size:>5d}]"
+            rate = report.learning_rate
+            line += ("" if rate is None else f", lr: {rate:.4g}") + metric_words(report.metrics)
         else:
-            line = f"Test Error: {accuracy_words(report.accuracy)}Avg loss: {report.loss:>8f}\n"
+            line = f"Test Error: {accuracy_words(report.accuracy)}Avg loss: {report.loss:>8f}"
+            line += metric_words(report.metrics) + "\n"
         print(line, flush=True)
 
     def close(self) -> None:
@@ -164,18 +175,18 @@ class JsonlTracker:
 
     def report(self, report: Report, position: Position) -> None:  # noqa: ARG002  # Tracker's form
         """Append a line."""
-        self._file.write((json.dumps(_finite(asdict(report))) + "\n").encode())
+        self._file.write((json.dumps(report.row()) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
+def metric_words(metrics: Mapping[str, float]) -> str:
+    """Return `, top5: 0.9312, miou: 0.5`, or nothing where a recipe has no metrics."""
+    return "".join(f", {name}: {value:.4g}" for name, value in metrics.items())
+
+
 def accuracy_words(accuracy: float | None) -> str:
     """Return `Accuracy: 98.1%, `, or nothing where a recipe has no accuracy."""
     return "" if accuracy is None else f"Accuracy: {100 * accuracy:>0.1f}%, "
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a test loss that is one becomes null."""
-    return {k: None if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}

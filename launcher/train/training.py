@@ -1,7 +1,7 @@
 """The state of one run in one process: the parts that the loops work on, and how far they are."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +20,10 @@ from launcher.model.made import Made
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
 from launcher.ranks.faults import Pulse, StopRequest
-from launcher.ranks.metrics import Sums, Totals
+from launcher.ranks.metrics import Sums
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe
+from launcher.recipe.totals import Totals
 from launcher.run.mark import Marker
 from launcher.train.trackers import Position, Trackers
 
@@ -38,18 +39,13 @@ class Progress:
     epoch_loss: float = 0.0  # summed over all ranks, as far as reported
     epoch_count: float = 0.0  # what it is a mean over
     train_loss: float | None = None  # mean over the last whole epoch
-    test: dict[str, Any] | None = None  # the last test: loss, accuracy, correct, samples
+    test: dict[str, Any] | None = None  # the last: loss, accuracy, correct, samples, metrics
     seconds: float = 0.0  # wall clock, over all sessions of the run
 
-    def end_epoch(self, test: Totals) -> None:
+    def end_epoch(self, test: Totals, metrics: Mapping[str, float] | None = None) -> None:
         """Note a test and go to the start of the next epoch."""
         self.train_loss = self.epoch_loss / (self.epoch_count or 1)
-        self.test = {
-            "loss": test.loss,
-            "accuracy": test.accuracy,
-            "correct": test.correct,
-            "samples": test.samples,
-        }
+        self.test = {**test.numbers(), **(metrics or {})}
         self.epoch += 1
         self.steps_into_epoch = self.samples_into_epoch = 0
         self.epoch_loss = self.epoch_count = 0.0

@@ -27,6 +27,7 @@ from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir, write_json
 from launcher.run.mark import Marker
 from launcher.run.record import Record, logged
+from launcher.run.rows import told_of_test
 from launcher.train.checkpoint import (
     Saver,
     load_to_test,
@@ -38,6 +39,7 @@ from launcher.train.checkpoint import (
 from launcher.train.exchange import checkpoint
 from launcher.train.leave import leave
 from launcher.train.loops import train_loop
+from launcher.train.measures import metrics_of
 from launcher.train.prepare import prepare
 from launcher.train.profiling import profiling
 from launcher.train.testing import test_event, test_loop
@@ -121,17 +123,13 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         training.trackers.close()
         if saver:
             saver.wait(training.marker)
-    test = progress.test or {}
     return {
         "state": "completed",
         "epoch": progress.epoch,
         "step": progress.step,
         "world_size": training.context.world_size,
         "train_loss": progress.train_loss,
-        "test_loss": test.get("loss"),
-        "test_accuracy": test.get("accuracy"),
-        "test_correct": test.get("correct"),
-        "test_samples": test.get("samples"),
+        **told_of_test(progress.test),
         "seconds": progress.seconds,
         "samples_per_second": samples / max(in_training_s, 1e-9),
         "time_shares": training.times.shares(),  # of this session, on this rank
@@ -220,16 +218,10 @@ def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
     load_to_test(training, path)
     with training.tested_weights():
         totals = test_loop(training, None)
+    tested = totals.numbers() | metrics_of(training, totals)
     if context.rank == 0:
-        result = {
-            "state": "completed",
-            "world_size": context.world_size,
-            "test_loss": totals.loss,
-            "test_accuracy": totals.accuracy,
-            "test_correct": totals.correct,
-            "test_samples": totals.samples,
-        }
-        write_json(run.result, result)
+        result = {"state": "completed", "world_size": context.world_size}
+        write_json(run.result, result | told_of_test(tested))
 
 
 def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> int:

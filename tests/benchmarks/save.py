@@ -19,8 +19,8 @@ from launcher.data.arrays import ArrayDataset
 from launcher.files import sync
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.faults import StopRequest
-from launcher.ranks.metrics import Totals
 from launcher.recipe.base import Recipe
+from launcher.recipe.totals import Totals
 from launcher.run.directory import RunDir
 from launcher.train.checkpoint import Saver, state_of
 from launcher.train.exchange import checkpoint

@@ -12,9 +12,9 @@ from training import RECIPES, Run, launcher, many_runs, started, wait_for
 from launcher.data.device import on_host, set_arithmetic
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
-from launcher.ranks.metrics import Totals
 from launcher.recipe.file import find, load
 from launcher.recipe.hyperparameters import configure
+from launcher.recipe.totals import Totals
 from launcher.run import mark
 from launcher.train import exchange, loops
 from launcher.train.prepare import prepare

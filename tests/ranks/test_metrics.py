@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from launcher.ranks.metrics import Sums, Totals
+from launcher.ranks.metrics import Sums
 from launcher.recipe.base import StepSums
+from launcher.recipe.totals import Totals
 
 CPU = torch.device("cpu")
 

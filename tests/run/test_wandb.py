@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from training import RECIPES, command
 
 from launcher.errors import BadInput
+from launcher.run.rows import FIELDS
 from launcher.run.wandb import (
     config_of,
     has_credentials,
@@ -139,11 +140,12 @@ def test_a_run_has_an_id_of_its_own_but_in_a_sweep_the_sweep_s() -> None:
 
 def row(split: str, step: int, loss: float | None = 1.0, **fields: Any) -> dict[str, Any]:
     report = Report(split, 0, step, 64, 1.0, None)  # type: ignore[arg-type]  # one of the two
-    return dataclasses.asdict(report) | {"loss": loss} | fields
+    return report.row() | {"loss": loss} | fields
 
 
 def test_every_field_of_a_row_is_on_the_page() -> None:
-    values = {f.name: 7 for f in dataclasses.fields(Report)} | {"split": "train"}
+    assert {*FIELDS, "metrics"} == {f.name for f in dataclasses.fields(Report)}
+    values = dict.fromkeys(FIELDS, 7) | {"split": "train"}
     page = history_row(values)
     assert len(page) == len(values) - 1
     assert {key.partition("/")[0] for key in page} == {"train", "trainer", "speed"}
@@ -154,6 +156,7 @@ def test_every_field_of_a_row_is_on_the_page() -> None:
         "trainer/step",
         "trainer/time",
     }
+    assert history_row(row("test", 3, **{"mAP@{50}": 0.5}))["test/mAP@{50}"] == 0.5
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.booleans()), min_size=2, unique=True))

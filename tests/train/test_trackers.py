@@ -47,8 +47,8 @@ def test_the_console_speaks_like_the_quickstart(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == (
         "Epoch 1\n"
         "-------------------------------\n"
-        "loss: 2.302585 [   64/ 1437]\n"
-        "loss: 2.302585 [ 1437/ 1437]\n"
+        "loss: 2.302585 [   64/ 1437], lr: 0.1\n"
+        "loss: 2.302585 [ 1437/ 1437], lr: 0.1\n"
         "Test Error: Accuracy: 98.1%, Avg loss: 0.500000\n\n"
         "Epoch 2\n"
         "-------------------------------\n"

@@ -1,0 +1,58 @@
+"""What `StepSums` of all ranks add up to, as `metrics` gets it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from launcher.errors import TrainingFailed, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all ranks: since the last report, or over a whole test.
+
+    `totals["name"]` is what the `sums` of that name add up to: float64, on the host, of the shape
+    that they have.
+    """
+
+    losses: list[float]  # summed loss of each step
+    count: float  # what the loss is a mean over
+    correct: int | None  # None where the recipe has no accuracy
+    samples: int
+    left_out: int = 0  # labels that a mean has left out although nobody said so
+    sums: "Mapping[str, Tensor]" = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return sum(self.losses) / (self.count or 1)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of what was counted that was right, None where the recipe has no accuracy."""
+        return None if self.correct is None else self.correct / (self.count or 1)
+
+    def numbers(self) -> dict[str, float | None]:
+        """Return what there is to tell of a test, by name."""
+        names = ("loss", "accuracy", "correct", "samples")
+        return {name: getattr(self, name) for name in names}
+
+    def __getitem__(self, name: str) -> "Tensor":
+        """Return the sum of a name; raises TrainingFailed where a step gives none of that name."""
+        if name in self.sums:
+            return self.sums[name]
+        names = ", ".join(self.sums) or "none"
+        raise TrainingFailed(
+            f"there is no sum `{name}` among those that `StepSums` were given: {names}",
+            hint=f"{did_you_mean(name, self.sums)}what only training or only tests sum up is asked "
+            f'for behind `if "{name}" in totals`',
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sums
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sums)

@@ -1,0 +1,127 @@
+"""Metrics of a recipe's own: exact for any number of processes, over a kill, wherever told."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import RECIPES, Run, launcher, many_runs
+
+from launcher.errors import LauncherError, RecipeError, TrainingFailed
+from launcher.train.measures import numbers
+
+CASES: list[dict[str, Any]] = [
+    {"name": "plain", "recipe": "counted"},
+    {"name": "micro", "recipe": "counted", "micro_batch_size": 3},
+    # a last batch of one sample and tests of one: there are ranks that see nothing
+    {"name": "few", "recipe": "counted", "batch_size": 2, "samples": 13, "test_samples": 1},
+]
+NAMES = ("top2", "miou", "spread", "error")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    made = {world: tmp_path_factory.mktemp(f"world-{world}") for world in (1, 2, 3)}
+    for world, folder in made.items():
+        many_runs(folder, world, CASES)
+    return made
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("name", [case["name"] for case in CASES])
+def test_metrics_of_sums_are_those_of_one_process(
+    folders: dict[int, Path], world: int, name: str
+) -> None:
+    expected, got = Run(folders[1] / name).rows, Run(folders[world] / name).rows
+    assert [row["split"] for row in got] == [row["split"] for row in expected]
+    for mine, theirs in zip(got, expected, strict=True):
+        assert [mine[n] for n in NAMES] == pytest.approx([theirs[n] for n in NAMES], abs=1e-12)
+        assert mine["samples"] == theirs["samples"]
+    for metric in NAMES:
+        assert Run(folders[world] / name).result[f"test_{metric}"] == pytest.approx(
+            Run(folders[1] / name).result[f"test_{metric}"], abs=1e-12
+        )
+
+
+def test_a_metric_is_what_the_data_say(folders: dict[int, Path]) -> None:
+    run = Run(folders[3] / "plain")
+    x = torch.randn(38, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tests = [row for row in run.rows if row["split"] == "test"]
+    assert [row["spread"] for row in tests] == pytest.approx([float(x.sum())] * 2, abs=1e-12)
+    trained = [row["spread"] for row in run.rows if row["split"] == "train"]
+    x = torch.randn(101, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert sum(trained) == pytest.approx(2 * float(x.sum()), abs=1e-12)
+    assert all(row["error"] == math.sqrt(row["loss"]) for row in run.rows)
+
+
+def test_sums_since_the_last_report_survive_a_kill_and_another_world(tmp_path: Path) -> None:
+    words = ["checkpoint_every=3", "keep_last=99", "epochs=1"]
+    recipe = RECIPES / "counted.py"
+    done = launcher("run", recipe, "--nproc", 2, *words, "--run-dir", "whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "miou: " in done.stdout
+    assert "lr: 0.1" in done.stdout
+    whole = Run(tmp_path / "whole")
+    for world in (2, 3):  # as if it had been killed after step 6, of which the report is of 4
+        shutil.copytree(whole.path, tmp_path / f"killed-{world}")
+        killed = Run(tmp_path / f"killed-{world}")
+        (killed.path / "result.json").unlink()
+        for path in (killed.path / "checkpoints").glob("step-*"):
+            if path.name[:13] > "step-00000006":
+                shutil.rmtree(path)
+        done = launcher("resume", killed.path, "--nproc", world, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "continuing from step 6" in done.stdout
+        for mine, theirs in zip(killed.rows, whole.rows, strict=True):
+            assert [mine[n] for n in NAMES] == pytest.approx([theirs[n] for n in NAMES], abs=1e-12)
+    assert Run(tmp_path / "killed-2").weight_bytes == whole.weight_bytes
+    tested = launcher("test", "whole", "--nproc", 3, "--json", cwd=tmp_path)
+    assert json.loads(tested.stdout)["test_miou"] == pytest.approx(
+        whole.result["test_miou"], abs=1e-12
+    )
+    assert (
+        f"miou {whole.result['test_miou']:.6}"[:10]
+        in launcher("test", "whole", cwd=tmp_path).stdout
+    )
+    listed = launcher("runs", ".", cwd=tmp_path).stdout
+    assert "test miou" in listed.splitlines()[0]
+    assert f"{whole.result['test_miou']:.4f}" in listed
+    [facts, *_] = json.loads(launcher("checkpoints", "whole", "--json", cwd=tmp_path).stdout)[::-1]
+    assert facts["test_miou"] == whole.result["test_miou"]
+    assert launcher("report", "whole", cwd=tmp_path).returncode == 0
+    page = (whole.path / "report.html").read_text()
+    assert "<h3>miou</h3>" in page
+    assert "<th>Test miou</th>" in page
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (None, "`metrics` returned NoneType, not a dict of numbers"),
+        ({"loss": 1.0}, "each report has one of its own"),
+        ({"correct": 1.0}, "each report has one of its own"),
+        ({"": 1.0}, "names a metric ''"),
+        ({"-mae": 1.0}, "names a metric '-mae'"),
+        ({"a\n": 1.0}, "names a metric"),
+        ({3: 1.0}, "names a metric 3"),
+        ({"a": torch.ones(2)}, "the metric `a` of `metrics` is no number"),
+        ({"a": "much"}, "the metric `a` of `metrics` is no number"),
+    ],
+)
+@pytest.mark.parametrize(("begun", "kind"), [(False, RecipeError), (True, TrainingFailed)])
+def test_what_is_no_metric_is_refused_in_words(
+    made: Any, words: str, begun: bool, kind: type[LauncherError]
+) -> None:
+    with pytest.raises(LauncherError, match=words) as caught:
+        numbers(made, "metrics", begun=begun)
+    assert type(caught.value) is kind
+
+
+def test_anything_that_is_one_number_is_a_metric() -> None:
+    made = {"tensor": torch.tensor([3]), "flag": True, "none": float("nan"), "whole": 7}
+    found = numbers(made, "metrics", begun=True)
+    assert [found["tensor"], found["flag"], found["whole"]] == [3.0, 1.0, 7.0]
+    assert math.isnan(found["none"])
