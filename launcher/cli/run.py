@@ -30,6 +30,7 @@ from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_config, read_json
 from launcher.run.rows import told_of_test
+from launcher.run.weights import weights_of
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 _NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
@@ -47,6 +48,12 @@ TRACKING = click.option(
     type=click.Choice(wandb.MODES),
     help="Weights & Biases: online, offline (`launcher sync` uploads it later) or disabled. "
     "[default: WANDB_MODE, else online where there are credentials, else offline]",
+)
+INIT_FROM = click.option(
+    "--init-from",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="RUN_DIR|FILE",
+    help="Start from the weights of a run, or of a file of safetensors: those that match.",
 )
 
 
@@ -78,6 +85,7 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Take hyperparameters and processes from a run's config.json, to repeat it.",
 )
+@INIT_FROM
 @_machines
 @_MAX_RESTARTS
 @click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
@@ -96,6 +104,7 @@ def run(
     cpu: bool,
     run_dir: Path | None,
     config: Path | None,
+    init_from: Path | None,
     nnodes: int,
     node_rank: int,
     rdzv_endpoint: str | None,
@@ -112,6 +121,7 @@ def run(
     after -- goes to `accelerate launch` as it stands.
     """
     file, made, told = _configured(recipe, words, config)
+    begins = init_from or (told.get("init_from") and Path(told["init_from"]))
     repeated = told.get("world_size") if nnodes == 1 else None
     nodes = Nodes(
         nproc=nproc or repeated or max(1, 0 if cpu else gpus()),
@@ -137,6 +147,7 @@ def run(
         cpu=nodes.cpu,
         threads=threads_of(nodes, told),
         tracking=tracked,
+        init_from=weights_of(begins) if begins else None,
     )
     if node_rank:
         folder.refuse_foreign()
@@ -148,17 +159,19 @@ def run(
 @click.argument("recipe")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
-def debug(recipe: str, words: tuple[str, ...], steps: int) -> None:
+@INIT_FROM
+def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | None) -> None:
     """Train a few batches of RECIPE in this process, on the CPU, and test a few.
 
     breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
     is written.
     """
     file, _, _ = _configured(recipe, words, None)
+    weights = weights_of(init_from) if init_from else None
     recipe_type = load(file)
     from launcher.train.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
 
-    debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps)
+    debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps, weights)
 
 
 @click.command(cls=TakesHyperparameters)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from launcher.cli.run import TRACKING
+from launcher.cli.run import INIT_FROM, TRACKING
 from launcher.cli.say import say
 from launcher.cli.words import TakesHyperparameters
 from launcher.errors import BadInput, RunDirError
@@ -92,6 +92,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--chain", type=click.IntRange(2), metavar="N",
               help="N dependent jobs, where a site forbids to requeue.")  # fmt: skip
 @TRACKING
+@INIT_FROM
 @click.option("--no-snapshot", is_flag=True, help="Run the code as it is when the job starts.")
 @click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
 @click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")

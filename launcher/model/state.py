@@ -81,6 +81,18 @@ def load_into(model: nn.Module, state: ModelState) -> None:
             fill(buffer, saved)
 
 
+def fit_into(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
+    """Load tensors that have name and shape of a model's, which is not in DDP.
+
+    Returns the names of the state_dict that have another value now, those of one tensor all.
+    """
+    with _written_once(model):
+        model.load_state_dict(tensors, strict=False)
+    twins = _twins(model)
+    first = {twins.get(name, name) for name in tensors}
+    return {name for name in model.state_dict() if twins.get(name, name) in first}
+
+
 def read(path: Path) -> dict[str, Tensor]:
     """Return what `ModelState.write` wrote, mapped from the file: all ranks of a node share it."""
     return load_file(path)

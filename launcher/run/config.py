@@ -27,13 +27,15 @@ def describe(
     cpu: bool = False,
     threads: int | None = None,
     tracking: Mapping[str, Any] | None = None,
+    init_from: Path | None = None,
 ) -> dict[str, Any]:
     """Return the contents of config.json, for `nproc` processes on each of `nnodes` machines.
 
     `threads` are those of each process; None: not known yet. `tracking` is what
-    `wandb_run.tracking` made; None: no tracking.
+    `wandb_run.tracking` made; None: no tracking. `init_from` is a file of weights to start from.
     """
-    return {
+    began_with = {"init_from": str(init_from)} if init_from else {}
+    return began_with | {
         "recipe": file.name,
         "recipe_path": str(file.path),
         "hyperparameters": recipe.hyperparameters(),

@@ -20,7 +20,7 @@ _OF_A_PROCESS = re.compile(
 )
 # What a config.json says, where it says it.
 _KINDS = {
-    **dict.fromkeys(("recipe", "recipe_path", "folder"), str),
+    **dict.fromkeys(("recipe", "recipe_path", "folder", "init_from"), str),
     **dict.fromkeys(("hyperparameters", "tracking"), dict),
     "world_size": int,
     "nodes": int,

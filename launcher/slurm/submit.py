@@ -20,6 +20,7 @@ from launcher.run import wandb
 from launcher.run.config import describe, new_run_path
 from launcher.run.directory import RunDir, write_json, write_text
 from launcher.run.job import Job, SlurmFolder
+from launcher.run.weights import weights_of
 from launcher.slurm import client, options, render, snapshot
 from launcher.slurm import profile as slurm_profile
 from launcher.slurm.options import Setting, gpus_of, nodes_of
@@ -48,6 +49,7 @@ class Wishes:
     no_snapshot: bool = False
     no_checks: bool = False  # of the nodes, before each start
     tracking: str | None = None
+    init_from: Path | None = None  # a run directory, or a file of weights
 
     @property
     def restart(self) -> Literal["requeue", "chain", "never"]:
@@ -105,6 +107,8 @@ def plan(wishes: Wishes) -> Plan:
     if wishes.no_requeue and wishes.chain:
         raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
     wandb.mode_of(wishes.tracking)  # raises for an unknown word, before anything is written
+    if wishes.init_from:
+        wishes = replace(wishes, init_from=weights_of(wishes.init_from))
     file = find(wishes.recipe)
     templates = [wishes.template or file.path.parent / "slurm"]
     if wishes.template and not wishes.template.is_dir():
@@ -238,8 +242,14 @@ def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
 
 def _config(plan: Plan) -> dict[str, Any]:
     """Return what config.json says of all runs alike."""
-    recipe, nproc = plan.points[0].recipe, plan.request.nproc
-    return describe(plan.file, recipe, nproc=nproc, nnodes=plan.nodes, cpu=plan.cpu)
+    return describe(
+        plan.file,
+        plan.points[0].recipe,
+        nproc=plan.request.nproc,
+        nnodes=plan.nodes,
+        cpu=plan.cpu,
+        init_from=plan.wishes.init_from,
+    )
 
 
 def _own_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -21,6 +22,7 @@ from launcher.errors import RecipeError, TrainingFailed
 from launcher.masks import masked
 from launcher.model.averaging import Average
 from launcher.model.graphs import Graphs
+from launcher.model.initial import start_from
 from launcher.model.losses import (
     LossWatch,
     leaves_out,
@@ -47,13 +49,18 @@ def prepare(
     *,
     source: str = "",
     most_steps: int | None = None,
+    init_from: Path | None = None,
 ) -> Training:
     """Build everything a recipe describes and check it; collective. Nothing is reported yet.
 
-    `source` is the text of the recipe's file, which must be the same on all ranks.
+    `source` is the text of the recipe's file, which must be the same on all ranks; `init_from` a
+    file of weights to start from.
     """
     say = context.rank == 0 and most_steps is None  # nothing in the middle of a debugger's session
     train_data, test_data, model, loss_fn = context.local_first(lambda: _parts(recipe, say=say))
+    if init_from:
+        first = context.rank == 0
+        context.local_first(lambda: start_from(model, init_from, say=first))
     set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
     loss_fn = loss_fn.to(context.device)
     refuse_warned_broadcasts()

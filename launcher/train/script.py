@@ -31,7 +31,7 @@ from launcher.train.worker import ended, last_words, train, work
 _UNWATCHED_S = 1800.0  # at least, for data that take their time: nobody watches the ranks
 
 
-def debug(recipe: Recipe, most_steps: int) -> None:
+def debug(recipe: Recipe, most_steps: int, init_from: Path | None = None) -> None:
     """Train a few batches on the CPU in this very process, with nothing in the debugger's way.
 
     So there are data workers only where the user asks for them. The recipe is as it is for a run.
@@ -41,7 +41,9 @@ def debug(recipe: Recipe, most_steps: int) -> None:
         del os.environ[name]
     context = Context(cpu=True, mixed_precision=recipe.mixed_precision)
     try:
-        training = prepare(recipe, context, StopRequest(), most_steps=most_steps)
+        training = prepare(
+            recipe, context, StopRequest(), most_steps=most_steps, init_from=init_from
+        )
         training.trackers = Trackers(ConsoleTracker())
         print(last_words(train(training, None), None))
     finally:

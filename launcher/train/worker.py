@@ -8,14 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-import torch
-
-from launcher.data.device import claim_gpu, on_host
-from launcher.errors import NonFiniteLoss, RecipeError, Stopped
-from launcher.files import written
+from launcher.data.device import claim_gpu
+from launcher.errors import NonFiniteLoss, RecipeError, RunDirError, Stopped
 from launcher.masks import clean
 from launcher.model.made import as_made
-from launcher.model.state import captured
 from launcher.processes import shown
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.faults import StopRequest, not_finite
@@ -37,6 +33,7 @@ from launcher.train.checkpoint import (
     restore,
 )
 from launcher.train.exchange import checkpoint
+from launcher.train.final import save_weights
 from launcher.train.leave import leave
 from launcher.train.loops import train_loop
 from launcher.train.measures import metrics_of
@@ -155,20 +152,30 @@ def time_words(shares: dict[str, float]) -> str:
 
 
 def work(
-    recipe: Recipe, run: RunDir, context: Context, source: str, *, profiled: bool = False
+    recipe: Recipe,
+    run: RunDir,
+    context: Context,
+    source: str,
+    *,
+    profiled: bool = False,
+    init_from: Path | None = None,
 ) -> None:
     """Train in this process, from the newest checkpoint of the run on; collective.
 
     Rank 0 leaves result.json, the weights and the last lines, and the others wait for it, as they
     do for its last checkpoint: whoever starts processes may end those that are left. `profiled`
-    leaves a trace of each rank.
+    leaves a trace of each rank; a run without a checkpoint starts from the weights of `init_from`.
     """
     context.marker = Marker(run.mark(context.rank))
     if context.rank == 0:
         print(context.where, flush=True)
     with StopRequest() as stop:  # to the end: whoever asks now gets a whole run
-        training = prepare(recipe, context, stop, source=source)
+        goes_on = init_from is not None and context.agree(_has_checkpoints(run, context))
+        start = None if goes_on else init_from
+        training = prepare(recipe, context, stop, source=source, init_from=start)
         rows = resume(training, run)
+        if goes_on and not training.progress.step:
+            raise RunDirError(f"no checkpoint is valid; `launcher resume` begins at {init_from}")
         refuse_unsaveable(training)
         refuse_unloadable(training)
         training.trackers = Trackers(rows=rows)
@@ -189,26 +196,15 @@ def work(
         context.turn(lambda: _leave_results(training, run, result), mine=context.rank == 0)
 
 
+def _has_checkpoints(run: RunDir, context: Context) -> bool:
+    return context.rank == 0 and bool(checkpoint_files.all_of(run.checkpoints))
+
+
 def _leave_results(training: Training, run: RunDir, result: dict[str, Any]) -> None:
     with training.marker.beating():
         save_weights(training, run)
     write_json(run.result, result)
     print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
-
-
-def save_weights(training: Training, run: RunDir) -> None:
-    """Save what was tested last, and the plain weights too where that was their average."""
-    model = unwrapped(training.model)
-    with training.tested_weights():
-        tested = on_host(captured(model))
-    if tested.others:  # what safetensors has no form for
-        with written(run.weights_others) as path, path.open("wb") as file:
-            torch.save(tested.others, file)
-    if training.average:
-        with written(run.plain_weights) as path:
-            on_host(captured(model)).write(path)
-    with written(run.weights) as path:
-        tested.write(path)
 
 
 def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
@@ -273,7 +269,8 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
     if told.get("test"):
         test(recipe, run, context, Path(told["test"]))
     else:
-        work(recipe, run, context, source, profiled=bool(told.get("profile")))
+        begins = {"init_from": Path(told["init_from"])} if told.get("init_from") else {}
+        work(recipe, run, context, source, profiled=bool(told.get("profile")), **begins)
 
 
 def main(arguments: list[str]) -> NoReturn:

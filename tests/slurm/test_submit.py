@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 from training import RECIPES, Run, launcher, started, wait_for
 
 from launcher.errors import BadInput, RunDirError
@@ -63,9 +65,20 @@ def test_a_grid_may_list_lists(tmp_path: Path) -> None:
     assert values == [(first, 0.1), (first, 0.01), (second, 0.1), (second, 0.01)]
 
 
+def test_weights_to_start_from_are_named_in_full_for_a_job_that_runs_elsewhere(
+    tmp_path: Path,
+) -> None:
+    save_file({"bias": torch.ones(3)}, tmp_path / "some.safetensors")
+    given = wishes(init_from=Path("some.safetensors"), run_dir=Path("run"), no_snapshot=True)
+    submit.make(submit.plan(given))
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert told["init_from"] == str(tmp_path / "some.safetensors")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"init_from": Path("nothing")}, "nothing` cannot be read: No such file"),
         ({"grid": ["sed=0,1"]}, "no hyperparameter `sed`"),
         ({"grid": ["learning_rate=[0.1, x]"]}, "`learning_rate` must be float, not `x`"),
         ({"recipe": "digit"}, "there is no recipe `digit`"),

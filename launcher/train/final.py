@@ -1,0 +1,25 @@
+"""The weights that a run leaves behind."""
+
+import torch
+
+from launcher.data.device import on_host
+from launcher.files import written
+from launcher.model.state import captured
+from launcher.ranks.context import unwrapped
+from launcher.run.directory import RunDir
+from launcher.train.training import Training
+
+
+def save_weights(training: Training, run: RunDir) -> None:
+    """Save what was tested last, and the plain weights too where that was their average."""
+    model = unwrapped(training.model)
+    with training.tested_weights():
+        tested = on_host(captured(model))
+    if tested.others:  # what safetensors has no form for
+        with written(run.weights_others) as path, path.open("wb") as file:
+            torch.save(tested.others, file)
+    if training.average:
+        with written(run.plain_weights) as path:
+            on_host(captured(model)).write(path)
+    with written(run.weights) as path:
+        tested.write(path)
