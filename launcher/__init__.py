@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launcher.data.arrays import ArrayDataset, load_digits
-    from launcher.data.randomness import SampleRandom, sample_seed
+    from launcher.data.randomness import BatchRandom, SampleRandom, sample_seed
     from launcher.ranks.context import unwrapped
     from launcher.recipe.base import Recipe, StepSums
     from launcher.recipe.totals import Totals
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArrayDataset",
+    "BatchRandom",
     "Recipe",
     "SampleRandom",
     "StepSums",
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ArrayDataset": "launcher.data.arrays",
+    "BatchRandom": "launcher.data.randomness",
     "Recipe": "launcher.recipe.base",
     "SampleRandom": "launcher.data.randomness",
     "StepSums": "launcher.recipe.base",

@@ -40,6 +40,8 @@ CASES: list[dict[str, Any]] = [
     {"name": "averaged", **F64, "ema_decay": 0.9, "epochs": 4},
     {"name": "convolved", **F64, "convolve": True, "epochs": 2},
     {"name": "layout", **F64, "convolve": True, "epochs": 2, "channels_last": True},
+    {"name": "mixed", "recipe": "mixing", "dtype": "float64"},
+    {"name": "mixed-micro", "recipe": "mixing", "dtype": "float64", "micro_batch_size": 2},
     {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
     {"name": "no-workers", "recipe": "sampled", "dtype": "float64", "num_workers": 0},
     {"name": "default-workers", "recipe": "sampled", "dtype": "float64"},

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from launcher.data.randomness import LOADING, Numbers, epoch_key, sample_keys
+from launcher.data.randomness import LOADING, Numbers, epoch_key, indices_of, sample_keys
 
 T = TypeVar("T")
 
@@ -72,21 +72,21 @@ class SampleDraws:
         if once:
             self._seeded, self._quiet = list(_ALL), []
 
-    def load(self, epoch: int, indices: Numbers, get: Callable[[int], T]) -> list[T]:
-        """Return what `get` gives for each index, in order.
+    def load(self, epoch: int, names: Numbers, get: Callable[[int], T]) -> list[T]:
+        """Return what `get` gives for the index of each name, in order.
 
-        Raises what `get` raises; `LOADING.index` is then its sample.
+        Raises what `get` raises; `LOADING.name` is then its sample's.
         """
         LOADING.seed, LOADING.epoch = self._seed, epoch
         if not self._tried:
-            for index in indices[:_TRIED]:
-                self._try(epoch, index.reshape(1), get)
+            for name in names[:_TRIED]:
+                self._try(epoch, name.reshape(1), get)
             self._tried = True
         while True:
             # One key for all: no state of theirs tells a sample which batch it is in.
             self._start(epoch_key(self._seed, epoch))
             try:
-                samples = self._loaded(epoch, indices, get)
+                samples = self._loaded(epoch, names, get)
             except Exception:
                 if not self._noticed():
                     raise
@@ -94,24 +94,25 @@ class SampleDraws:
                 if not self._noticed():
                     return samples
 
-    def _loaded(self, epoch: int, indices: Numbers, get: Callable[[int], T]) -> list[T]:
-        keys = sample_keys(self._seed, epoch, indices) if self._seeded else [0] * len(indices)
+    def _loaded(self, epoch: int, names: Numbers, get: Callable[[int], T]) -> list[T]:
+        keys = sample_keys(self._seed, epoch, names) if self._seeded else [0] * len(names)
+        indices = indices_of(names)
         samples = []
-        for index, key in zip(indices.tolist(), keys, strict=True):
-            LOADING.index = index
+        for name, index, key in zip(names.tolist(), indices.tolist(), keys, strict=True):
+            LOADING.name = name
             for generator in self._seeded:
                 generator.seed(key)
             samples.append(get(index))
-        LOADING.index = None
+        LOADING.name = None
         return samples
 
-    def _try(self, epoch: int, indices: Numbers, get: Callable[[int], Any]) -> None:
+    def _try(self, epoch: int, names: Numbers, get: Callable[[int], Any]) -> None:
         """Find out what a sample depends on: on all, where its value changes and no state does.
 
         A dataset may put a state back when it has drawn, or read what a generator was seeded with.
         """
-        [key] = sample_keys(self._seed, epoch, indices)
-        load = partial(self._loaded, epoch, indices, get)
+        [key] = sample_keys(self._seed, epoch, names)
+        load = partial(self._loaded, epoch, names, get)
         self._start(key)
         first = load()
         if not self._noticed() and self._quiet:

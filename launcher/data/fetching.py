@@ -1,27 +1,26 @@
 """From the indices of a shard to its batches: in the data workers, where there are any."""
 
-import random
 import traceback
 from bdb import BdbQuit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from launcher.data.arrays import ArrayDataset
 from launcher.data.draws import SampleDraws
-from launcher.data.randomness import LOADING, Numbers, SampleRandom, seed_batch
-from launcher.data.sampler import ShardIndices, ShardSampler
+from launcher.data.joining import Joiner, watched
+from launcher.data.randomness import LOADING, Numbers, SampleRandom, indices_of
+from launcher.data.sampler import Part, ShardIndices, ShardSampler
 from launcher.data.workers import handed_over
-from launcher.errors import DataError, LauncherError, RecipeError, SampleFailed
+from launcher.errors import DataError, LauncherError, SampleFailed
 from launcher.model.losses import labels_left_out
 from launcher.recipe.base import Recipe
 from launcher.run.record import users_frames
-
-T = TypeVar("T")
 
 
 class Shard(NamedTuple):
@@ -70,6 +69,7 @@ class Fetcher(Dataset[Shard | Failed]):
         cut = sampler.micro_batch_size < sampler.batch_size
         self.in_parts = cut or sampler.num_replicas > 1  # no fetcher sees a whole batch
         self.checked = False
+        self.joiner = Joiner(recipe, device, test=test, in_parts=self.in_parts)
         self.draws = SampleDraws(recipe.seed, once=debugged)  # a breakpoint is met once
         self.counts_left_out = recipe.counts_samples(test=test)
         if self.arrays is not None:  # looked at once, so that no step has to
@@ -89,24 +89,37 @@ class Fetcher(Dataset[Shard | Failed]):
     def get(self, indices: ShardIndices) -> Shard:
         """Return a shard; raises LauncherError where there is none."""
         make = self._samples if self.arrays is None else self._rows
-        batches = [make(indices.epoch, micro) for micro in indices.micro_batches]
+        batches = [self._told(make, part) for part in indices.parts()]
         left_out = sum(map(labels_left_out, batches)) if self.counts_left_out else 0
         return Shard(indices.size, indices.own, batches, left_out)
 
-    def _rows(self, epoch: int, indices: Numbers) -> Any:
-        """Return a batch of arrays."""
-        assert self.arrays is not None
-        numbers = SampleRandom(self.recipe.seed, epoch, indices, self.device)
-        make = partial(self.arrays.batch, indices, numbers)
+    def _told(self, make: Callable[[Part], Any], part: Part) -> Any:
+        """Return a batch; what a dataset raises is told with its sample."""
         try:
-            if self.checked:
-                return make()
-            self.checked = True
-            batch, drew = _watched(make, self.device)
+            return make(part)
         except (LauncherError, torch.OutOfMemoryError, BdbQuit):
             raise
         except Exception as error:
-            raise self._failed(_listed(indices), epoch, error) from error
+            at, LOADING.name = LOADING.index, None
+            listed = _listed(indices_of(part.names))
+            which = f"the batch of {listed}" if at is None else f"sample {at}"
+            raise self._failed(
+                which if self.arrays is None else listed, part.epoch, error
+            ) from error
+
+    def _rows(self, part: Part) -> Any:
+        """Return a batch of arrays."""
+        assert self.arrays is not None
+        names, others = part.names, part.partners
+        if others is not None:
+            names = np.concatenate([names, others])
+        numbers = SampleRandom(self.recipe.seed, part.epoch, names, self.device)
+        make = partial(self.arrays.batch, indices_of(names), numbers)
+        if self.checked:
+            batch, drew = make(), False
+        else:
+            self.checked = True
+            batch, drew = watched(make, self.device)
         if drew:
             raise DataError(
                 "`transform` or `augment` draws from global generators: one set of numbers for a "
@@ -114,45 +127,26 @@ class Fetcher(Dataset[Shard | Failed]):
                 hint="draw from the SampleRandom that `augment` gets, or return an ordinary "
                 "dataset, where each sample is seeded",
             )
-        return batch
+        if others is None and not self.joiner.takes_random:
+            return batch
+        rows = list(zip(*(array.unbind() for array in batch), strict=True))
+        if others is None:
+            return self.joiner.join(rows, part)
+        own = len(part.names)
+        return self.joiner.join(list(zip(rows[:own], rows[own:], strict=True)), part)
 
-    def _samples(self, epoch: int, indices: Numbers) -> Any:
+    def _samples(self, part: Part) -> Any:
         """Return a batch of an ordinary dataset."""
-        try:
-            samples = self.draws.load(epoch, indices, self.dataset.__getitem__)
-            return self._joined(samples, epoch, indices)
-        except (LauncherError, torch.OutOfMemoryError, BdbQuit):
-            raise
-        except Exception as error:
-            at, LOADING.index = LOADING.index, None
-            which = f"the batch of {_listed(indices)}" if at is None else f"sample {at}"
-            raise self._failed(which, epoch, error) from error
-
-    def _joined(self, samples: Sequence[Any], epoch: int, indices: Numbers) -> Any:
-        """Join samples into a batch; looks at what a recipe's own method does, the first time."""
-        recipe, name = self.recipe, "test_collate" if self.test else "collate"
-        join = partial(getattr(recipe, name), samples)
-        if _is_base(recipe, name):
-            return join()
-        seed_batch(recipe.seed, epoch, int(indices[0]))
-        if self.checked:
-            return join()
-        self.checked = True
-        if not self.test and _is_base(recipe, "test_collate"):
-            plain = _plainly(samples)
-            batch, drew = _watched(join, self.device)
-            if _structure(plain) != _structure(batch):
-                raise _unasked("makes other batches than")
-        else:
-            batch, drew = _watched(join, self.device)
-        if drew and self.in_parts:
-            raise RecipeError(
-                f"`{name}` draws random numbers: it sees the samples of one process and "
-                "micro-batch only, so that every number of processes would train another mix",
-                hint="use one process and no micro_batch_size, or draw in `__getitem__`, where "
-                "each sample is seeded",
-            )
-        return batch
+        load = partial(self.draws.load, part.epoch, get=self.dataset.__getitem__)
+        if part.partners is None:
+            return self.joiner.join(load(part.names), part)
+        # Most partners are of the same micro-batch, where that is a whole batch: each is loaded
+        # once, and one that comes twice is copied, so that it may be written to.
+        names, places = np.unique(np.concatenate([part.names, part.partners]), return_inverse=True)
+        loaded, (own, others) = load(names), np.split(places.reshape(-1), 2)
+        seen = set(own.tolist())
+        partners = [deepcopy(loaded[at]) if at in seen else loaded[at] for at in others.tolist()]
+        return self.joiner.join([*zip([loaded[at] for at in own], partners, strict=True)], part)
 
     def _failed(self, which: str, epoch: int, error: Exception) -> SampleFailed:
         kind = "test" if self.test else "train"
@@ -175,49 +169,6 @@ def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
     )
 
 
-def _is_base(recipe: Recipe, method: str) -> bool:
-    return getattr(type(recipe), method) is getattr(Recipe, method)
-
-
 def _listed(indices: Numbers) -> str:
     shown = ", ".join(map(str, indices[:8].tolist()))
     return f"samples {shown}" + (", …" if len(indices) > 8 else "")
-
-
-def _watched(make: Callable[[], T], device: torch.device) -> tuple[T, bool]:
-    """Return what `make` makes, and whether it drew from a generator that is not a sample's."""
-    before = _generators(device)
-    made = make()
-    return made, before != _generators(device)
-
-
-def _generators(device: torch.device) -> list[Any]:
-    on_gpu = [torch.cuda.get_rng_state(device).tolist()] if device.type == "cuda" else []
-    _, words, *rest = np.random.get_state()
-    numpys = [np.asarray(words).tolist(), *rest]
-    return [torch.get_rng_state().tolist(), random.getstate(), numpys, *on_gpu]
-
-
-def _plainly(samples: Sequence[Any]) -> Any:
-    """Join samples as tests do it; raises RecipeError where that cannot be."""
-    try:
-        return default_collate(list(samples))
-    except Exception as error:
-        raise _unasked("joins what cannot be joined by") from error
-
-
-def _unasked(what: str) -> RecipeError:
-    return RecipeError(
-        f"`collate` {what} torch's default, and tests use it only where they are told to",
-        hint="say how test samples are joined: `test_collate = collate` in the recipe, where "
-        "tests may use it, or a method of its own",
-    )
-
-
-def _structure(batch: Any) -> Any:
-    """Return which containers a batch is made of, without what is in them."""
-    if isinstance(batch, Mapping):
-        return {key: _structure(value) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_structure(value) for value in batch]
-    return None

@@ -23,7 +23,28 @@ Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 
 # What a key is for: keys of different purposes never collide.
-_STEP, _SAMPLE, _INIT, _ORDER, _TEST = 1, 2, 3, 4, 5
+_STEP, _SAMPLE, _INIT, _ORDER, _TEST, _PARTNERS, _BATCH = 1, 2, 3, 4, 5, 6, 7
+
+_TIMES = 40  # bits of a sample's name that are its index; above: how often it came before
+
+
+def named(indices: Numbers) -> Numbers:
+    """Return a name for each of an epoch's indices, (n,): another one each time that it comes.
+
+    What is drawn for a sample follows from its name, so that a sample that comes several times is
+    no copy. The name of a first time is the index itself.
+    """
+    order = np.argsort(indices, kind="stable")
+    first = np.flatnonzero(np.diff(indices[order], prepend=-1))  # where another index begins
+    nth = np.arange(len(indices)) - np.repeat(first, np.diff(first, append=len(indices)))
+    names = np.empty_like(indices)
+    names[order] = indices[order] + (nth << _TIMES)
+    return names
+
+
+def indices_of(names: Numbers) -> Numbers:
+    """Return the indices of samples with these names, (n,)."""
+    return names & ((1 << _TIMES) - 1)
 
 
 def mix(*words: int) -> int:
@@ -84,6 +105,26 @@ class SampleRandom:
         return (self.uniform(count) * (high - low)).long() + low
 
 
+class BatchRandom:
+    """Random numbers for `collate`: those of the whole global batch, and those of each sample.
+
+    `batch` is a numpy Generator that begins alike for every process and micro-batch of a step: how
+    many numbers are drawn from it must not depend on how many samples there are. `samples` are the
+    numbers of each sample, (samples, count).
+    """
+
+    def __init__(
+        self, seed: int, epoch: int, step: int, names: Numbers, device: torch.device = CPU
+    ) -> None:
+        self.batch = np.random.default_rng(mix(_BATCH, seed, epoch, step))
+        self.samples = SampleRandom(mix(_BATCH, seed), epoch, names, device)
+
+
+def partners_random(seed: int, epoch: int, step: int) -> np.random.Generator:
+    """Return what the partners of a global batch are drawn from, alike on every rank."""
+    return np.random.default_rng(mix(_PARTNERS, seed, epoch, step))
+
+
 class Permutation:
     """A random order of range(size) that is computed where it is asked for, and never stored.
 
@@ -133,10 +174,15 @@ def sample_keys(seed: int, epoch: int, indices: Numbers) -> list[int]:
 
 
 class Loading:
-    """Which sample is being loaded in this process: `index` is None where there is none."""
+    """Which sample is being loaded in this process: `name` is None where there is none."""
 
     seed = epoch = 0
-    index: int | None = None
+    name: int | None = None
+
+    @property
+    def index(self) -> int | None:
+        """The sample's index in its dataset."""
+        return None if self.name is None else self.name & ((1 << _TIMES) - 1)
 
 
 LOADING = Loading()
@@ -155,14 +201,24 @@ def sample_seed() -> int:
 
     For generators of a dataset's own, in `__getitem__`, like
     `numpy.random.default_rng(launcher.sample_seed())`: 63 bits that depend on the run's seed, the
-    epoch and the sample. Raises RecipeError anywhere else.
+    epoch and the sample, and on how often that came before where an `order` repeats it. Raises
+    RecipeError anywhere else.
     """
-    if LOADING.index is None:
+    if LOADING.name is None:
         raise RecipeError(
             "`launcher.sample_seed()` was called where no sample is being loaded",
             hint="it is for the `__getitem__` of a dataset that the launcher trains on",
         )
-    return mix(_SAMPLE, LOADING.seed, LOADING.epoch, LOADING.index)
+    return mix(_SAMPLE, LOADING.seed, LOADING.epoch, LOADING.name)
+
+
+def seed_order(seed: int, epoch: int) -> torch.Generator:
+    """Seed all generators for an epoch's order; returns one more, of its own."""
+    key = mix(_ORDER, seed, epoch)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(key)
+    return torch.Generator().manual_seed(key)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -10,7 +11,19 @@ from torch.utils.data import DistributedSampler
 
 from launcher.data.randomness import Numbers, Permutation
 
+Order = Callable[[int], Numbers]  # of an epoch: the names of its samples (see randomness.named)
+Partners = Callable[[int, int, int], Numbers]  # of (epoch, step, size): a place for each place
+
 _AHEAD = 1 << 15  # samples of a rank that are looked up at once, for what an array call costs
+
+
+class Part(NamedTuple):
+    """A micro-batch: the names of its samples, and of those that stand beside them."""
+
+    epoch: int
+    step: int  # of the epoch
+    names: Numbers
+    partners: Numbers | None
 
 
 class ShardIndices(NamedTuple):
@@ -24,6 +37,14 @@ class ShardIndices(NamedTuple):
     size: int  # samples in the global batch
     own: int  # samples in this shard that count: all, or 0 for a ghost
     micro_batches: list[Numbers]
+    step: int = 0  # of the epoch
+    partners: list[Numbers] | None = None  # a sample beside each of the micro-batches' samples
+
+    def parts(self) -> list[Part]:
+        """Return the micro-batches."""
+        others: list[Any] = self.partners or [None] * len(self.micro_batches)
+        pairs = zip(self.micro_batches, others, strict=True)
+        return [Part(self.epoch, self.step, names, partners) for names, partners in pairs]
 
 
 class ShardSampler(DistributedSampler[ShardIndices]):
@@ -35,6 +56,9 @@ class ShardSampler(DistributedSampler[ShardIndices]):
     and rank r of W takes every W-th of those, from the r-th. So the set of samples of a step is
     the same for every world size; shards differ by at most one sample; and where B and the
     dataset divide evenly, each rank gets just the indices that DistributedSampler gives it.
+
+    `order` gives another order, and may repeat samples or leave them out; `partners` a second
+    sample to each.
     """
 
     def __init__(
@@ -48,32 +72,44 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         seed: int = 0,
         shuffle: bool = True,
         torch_order_up_to: int = 2_000_000,
+        order: Order | None = None,
+        partners: Partners | None = None,
     ) -> None:
         # The base class needs nothing of a dataset but its length.
         super().__init__(range(size), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
-        self.size = size
+        self.given, self.partners = order, partners
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or batch_size
         self.torch_order_up_to = torch_order_up_to
         self.first_step = 0
-        self.total_size = size  # the base class rounds it up to a multiple of the world size
-        full, rest = divmod(size, batch_size)
-        self.num_samples = full * len(range(rank, batch_size, world_size))
-        self.num_samples += len(range(rank, rest, world_size))
+        self._resize(len(order(0)) if order else size)
+
+    def _resize(self, size: int) -> None:
+        """Have epochs of so many samples from now on."""
+        self.size = self.total_size = size  # the base class rounds it up to multiples of the world
+        full, rest = divmod(size, self.batch_size)
+        self.num_samples = full * len(range(self.rank, self.batch_size, self.num_replicas))
+        self.num_samples += len(range(self.rank, rest, self.num_replicas))
 
     @property
     def steps(self) -> int:
         """Steps in a whole epoch."""
         return -(-self.size // self.batch_size)
 
-    def order(self) -> dict[str, Any]:
-        """Return what the order of an epoch, and its steps, depend on: no number of ranks."""
-        return {
+    def order(self, epoch: int | None = None) -> dict[str, Any]:
+        """Return what the order of an epoch, and its steps, depend on: no number of ranks.
+
+        Of an `epoch` that has begun also what the recipe makes of it.
+        """
+        told = {
             "samples": self.size,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "shuffled by torch": self.size <= self.torch_order_up_to,
         }
+        if self.given and epoch is not None:
+            told["the checksum of `order`"] = crc32(self.given(epoch).tobytes())
+        return told
 
     def smallest_part(self, batch_size: int | None = None) -> int:
         """Return the fewest samples that a forward pass of any rank gets, ghosts included.
@@ -91,6 +127,8 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         """Go to a step of an epoch; the next iteration starts there."""
         self.set_epoch(epoch)
         self.first_step = step
+        if self.given:
+            self._resize(len(self.given(epoch)))
 
     def __len__(self) -> int:
         return self.steps - self.first_step
@@ -101,13 +139,15 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         for first in range(self.first_step, self.steps, ahead):
             steps = range(first, min(first + ahead, self.steps))
             places = [self._places(step) for step in steps]
-            indices = order(np.concatenate([np.arange(p.start, p.stop, p.step) for p in places]))
+            indices = order(np.concatenate(places))
             cuts = accumulate(map(len, places), initial=0)
             for step, (start, stop) in zip(steps, pairwise(cuts), strict=True):
                 yield self._shard(step, indices[start:stop])
 
     def _order(self) -> Callable[[Numbers], Numbers]:
         """Return what tells which samples stand at which places of this epoch's order."""
+        if self.given:
+            return self.given(self.epoch).__getitem__
         if not self.shuffle:
             return lambda places: places
         if self.size > self.torch_order_up_to:
@@ -116,17 +156,31 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         order: Numbers = torch.randperm(self.size, generator=generator).numpy()
         return lambda places: order[places]
 
-    def _places(self, step: int) -> range:
-        """Return where in the order this rank's samples of a step stand; a ghost's is the first."""
+    def _places(self, step: int) -> Numbers:
+        """Return where in the order this rank's samples of a step stand; a ghost's is the first.
+
+        Behind them those of their partners.
+        """
         start, stop = self._bounds(step)
-        return range(start + self.rank, stop, self.num_replicas) or range(start, start + 1)
+        own = range(start + self.rank, stop, self.num_replicas) or range(start, start + 1)
+        places = np.arange(own.start, own.stop, own.step)
+        if self.partners is None:
+            return places
+        others = self.partners(self.epoch, step, stop - start)
+        return np.concatenate([places, start + others[places - start]])
 
     def _bounds(self, step: int) -> tuple[int, int]:
         return step * self.batch_size, min((step + 1) * self.batch_size, self.size)
 
     def _shard(self, step: int, indices: Numbers) -> ShardIndices:
         start, stop = self._bounds(step)
+        partners = None
+        if self.partners is not None:
+            indices, others = np.split(indices, 2)
+            partners = self._cut(others)
         own = len(indices) if start + self.rank < stop else 0
+        return ShardIndices(self.epoch, stop - start, own, self._cut(indices), step, partners)
+
+    def _cut(self, indices: Numbers) -> list[Numbers]:
         cuts = range(0, len(indices), self.micro_batch_size)
-        micro_batches = [indices[cut : cut + self.micro_batch_size] for cut in cuts]
-        return ShardIndices(self.epoch, stop - start, own, micro_batches)
+        return [indices[cut : cut + self.micro_batch_size] for cut in cuts]

@@ -24,10 +24,15 @@ from launcher.recipe.groups import (
 from launcher.recipe.totals import Totals
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Sequence
+
+    import numpy as np
+    from torch import Generator, Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import Dataset
+
+    Indices = Sequence[int] | np.typing.NDArray[Any] | Tensor
 
 IGNORED = -100  # labels that torch leaves out of a mean where nothing else is said
 REQUIRED_METHODS = ("model", "train_data", "test_data", "loss", "optimizer")
@@ -54,9 +59,9 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     """Hyperparameters every recipe has; subclass it, add your own, and write five methods.
 
     `model`, `train_data`, `test_data`, `loss` and `optimizer` must be written, `scheduler`,
-    `train_step`, `test_step`, `collate` and `test_collate` may be. The hyperparameters of all
-    recipes stand in `launcher.recipe.groups` (a dataclass has the fields of its last base first);
-    the comment behind a field is its meaning.
+    `train_step`, `test_step`, `order`, `partners`, `collate` and `test_collate` may be. The
+    hyperparameters of all recipes stand in `launcher.recipe.groups` (a dataclass has the fields of
+    its last base first); the comment behind a field is its meaning.
     """
 
     def __post_init__(self) -> None:
@@ -137,16 +142,36 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         """
         return {}
 
-    def collate(self, samples: list[Any]) -> Any:
+    def order(self, epoch: int, generator: "Generator") -> "Indices | None":  # noqa: ARG002  # for subclasses
+        """Return an epoch's order: any indices into `train_data`, repeated or left out; or None.
+
+        Called on every rank, and alike: draw from `generator` (on the CPU), which follows from the
+        seed and the epoch. It has the same length in every epoch unless `steps` is given. A sample
+        that comes again draws other random numbers. None is torch's order, each sample once.
+        """
+        return None
+
+    def partners(self, size: int, random: "np.random.Generator") -> "Indices | None":  # noqa: ARG002  # for subclasses
+        """Return for each of a global batch's `size` places another one: a permutation.
+
+        `collate` then gets (sample, partner) pairs, for MixUp and CutMix: the same ones for any
+        number of processes. Tests have none.
+        """
+        return None
+
+    # Any further arguments: for the type checker, a method that takes `random` is no other one.
+    def collate(self, samples: list[Any], *_: Any, **__: Any) -> Any:
         """Join samples of an ordinary dataset into a batch to train on; torch's default.
 
-        One that draws random numbers needs one process and no micro-batches: it sees no more.
+        One that draws random numbers takes them from `random`, a `BatchRandom`:
+        `collate(self, samples, *, random)`. What it draws otherwise needs one process and no
+        micro-batches: it sees no more. With `partners` its samples are pairs.
         """
         from torch.utils.data import default_collate  # noqa: PLC0415  # this is the floor: no torch
 
         return default_collate(samples)
 
-    def test_collate(self, samples: list[Any]) -> Any:
+    def test_collate(self, samples: list[Any], *_: Any, **__: Any) -> Any:
         """Join samples into a test batch; torch's default, whatever `collate` does.
 
         `test_collate = collate` has tests join them as training does.

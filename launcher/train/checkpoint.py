@@ -126,7 +126,7 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
         "scheduler": on_host(scheduler.state_dict()) if scheduler else None,
         "average": on_host(training.average.state()) if training.average else None,
         "progress": asdict(training.progress),
-        "order": training.train_loader.sampler.order(),
+        "order": _order(training, asdict(training.progress)),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -171,10 +171,13 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
 
 def _refuse_other_order(training: Training, state: dict[str, Any]) -> None:
     """Raise RecipeError where what is left of an epoch would be other samples than before."""
-    now, progress = training.train_loader.sampler.order(), state["progress"]
+    progress = state["progress"]
+    now = _order(training, progress)
     before = state.get("order", now)
     changes = [
-        f"{name} was {before[name]} and is {now[name]}" for name in now if before[name] != now[name]
+        f"{name} was {before.get(name, 'none')} and is {now.get(name, 'none')}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
     ]
     if progress["steps_into_epoch"] and changes:
         epochs = progress["epoch"] + 1
@@ -183,6 +186,12 @@ def _refuse_other_order(training: Training, state: dict[str, Any]) -> None:
             f"samples, and samples would be skipped or repeated: {', '.join(changes)}",
             hint=f"without the change, `epochs={epochs}` ends the epoch; then change it",
         )
+
+
+def _order(training: Training, progress: dict[str, Any]) -> dict[str, Any]:
+    """Return what the order of samples depends on at a point of the run."""
+    begun = progress["epoch"] if progress["steps_into_epoch"] else None
+    return training.train_loader.sampler.order(begun)
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], made: Made, now: Made) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -16,8 +17,9 @@ import launcher
 from launcher.data.device import set_arithmetic
 from launcher.data.fetching import SizedData
 from launcher.data.loader import Loader, sized
+from launcher.data.orders import order_of, partners_of
 from launcher.data.randomness import seed_init
-from launcher.data.sampler import ShardSampler
+from launcher.data.sampler import Order, ShardSampler
 from launcher.errors import RecipeError, TrainingFailed
 from launcher.masks import masked
 from launcher.model.averaging import Average
@@ -64,7 +66,8 @@ def prepare(
     set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
     loss_fn = loss_fn.to(context.device)
     refuse_warned_broadcasts()
-    _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source)
+    order = order_of(recipe, len(train_data))
+    _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source, order)
     model = context.wrap(model)
     times = StepTimes()
     if recipe.shared_gradients:
@@ -72,7 +75,7 @@ def prepare(
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     if recipe.fused_optimizer:
         _fuse(optimizer)
-    train_loader = _loader(train_data, recipe, context, most_steps)
+    train_loader = _loader(train_data, recipe, context, most_steps, order=order)
     test_loader = _loader(test_data, recipe, context, most_steps, test=True)
     refuse_lone_samples(unwrapped(model), train_loader.sampler, test_loader.sampler)
     return Training(
@@ -168,7 +171,13 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler 
 
 
 def _loader(
-    data: SizedData, recipe: Recipe, context: Context, most_steps: int | None, *, test: bool = False
+    data: SizedData,
+    recipe: Recipe,
+    context: Context,
+    most_steps: int | None,
+    *,
+    order: Order | None = None,
+    test: bool = False,
 ) -> Loader:
     sampler = ShardSampler(
         len(data),
@@ -179,6 +188,8 @@ def _loader(
         seed=recipe.seed,
         shuffle=not test,
         torch_order_up_to=recipe.torch_order_up_to,
+        order=order,
+        partners=None if test else partners_of(recipe),
     )
     debugged = most_steps is not None  # in one process, but for data workers that are asked for
     return Loader(data, sampler, recipe, context.device, alone=debugged, test=test)
@@ -211,7 +222,7 @@ def _seeded(recipe: Recipe, make: Callable[[], Any]) -> Any:
 
 
 def _refuse_divergence(
-    recipe: Recipe, context: Context, sizes: tuple[int, int], source: str
+    recipe: Recipe, context: Context, sizes: tuple[int, int], source: str, order: Order | None
 ) -> None:
     """Raise TrainingFailed where ranks are about to train different things; collective."""
     mine = {
@@ -219,6 +230,7 @@ def _refuse_divergence(
         "secrets (checksums)": hashlib.sha256(repr(parameters).encode()).hexdigest(),
         "recipe file": hashlib.sha256(source.encode()).hexdigest(),
         "dataset sizes": repr(sizes),
+        "the order of samples": str(order and crc32(order(0).tobytes())),
         "torch version": torch.__version__,
         "launcher version": launcher.__version__,
     }
