@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from launcher.data.arrays import ArrayDataset, load_digits
     from launcher.data.randomness import BatchRandom, SampleRandom, sample_seed
     from launcher.ranks.context import unwrapped
+    from launcher.ranks.gathering import gather
     from launcher.recipe.base import Recipe, StepSums
     from launcher.recipe.totals import Totals
     from launcher.train.script import main
@@ -22,6 +23,7 @@ __all__ = [
     "SampleRandom",
     "StepSums",
     "Totals",
+    "gather",
     "load_digits",
     "main",
     "sample_seed",
@@ -36,6 +38,7 @@ _HOMES = {
     "SampleRandom": "launcher.data.randomness",
     "StepSums": "launcher.recipe.base",
     "Totals": "launcher.recipe.totals",
+    "gather": "launcher.ranks.gathering",
     "load_digits": "launcher.data.arrays",
     "main": "launcher.train.script",
     "sample_seed": "launcher.data.randomness",

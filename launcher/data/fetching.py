@@ -30,6 +30,7 @@ class Shard(NamedTuple):
     own: int  # samples in this shard that count; 0: a ghost, to be weighted 0
     micro_batches: list[Any]  # what the dataset gave, collated
     left_out: int = 0  # labels that torch leaves out of a mean where nothing else is said
+    owners: Numbers | None = None  # (samples of the global batch,): ranks; None: each in turn
 
 
 class Failed(NamedTuple):

@@ -34,6 +34,7 @@ from launcher.model.losses import (
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
 from launcher.ranks.faults import StopRequest
+from launcher.ranks.gathering import HERE
 from launcher.ranks.metrics import Sums
 from launcher.ranks.shared_memory import share_gradients
 from launcher.ranks.timing import StepTimes
@@ -78,6 +79,7 @@ def prepare(
     train_loader = _loader(train_data, recipe, context, most_steps, order=order)
     test_loader = _loader(test_data, recipe, context, most_steps, test=True)
     refuse_lone_samples(unwrapped(model), train_loader.sampler, test_loader.sampler)
+    HERE.context, HERE.micro_batch_size = context, recipe.micro_batch_size
     return Training(
         recipe=recipe,
         context=context,
@@ -88,7 +90,7 @@ def prepare(
         train_loader=train_loader,
         test_loader=test_loader,
         stop=stop,
-        sums=Sums(min(recipe.log_every, len(train_data)), context.device),
+        sums=Sums(min(recipe.log_every, train_loader.sampler.steps), context.device),
         loss_watch=LossWatch(recipe, loss_fn),
         samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
         drift=Drift(context, model, loss_fn),

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.data.fetching import Shard
 from launcher.errors import RecipeError
 from launcher.ranks.context import unwrapped
+from launcher.ranks.gathering import HERE
 from launcher.recipe.base import StepSums
 from launcher.train.training import Training
 
@@ -24,6 +25,7 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     over the shard and scaled by world / (samples in the global batch): the average over ranks is
     then the gradient of the global batch's mean loss.
     """
+    HERE.shard = shard  # for `launcher.gather`
     scale = run.context.world_size if shard.own else 0
     count: int | Tensor = 0
     for number, batch in enumerate(shard.micro_batches, start=1):

@@ -8,6 +8,7 @@ from launcher.data.randomness import seed_test
 from launcher.model.losses import refuse_left_out
 from launcher.ranks.context import unwrapped
 from launcher.ranks.faults import check_finite
+from launcher.ranks.gathering import HERE
 from launcher.ranks.metrics import Sums
 from launcher.recipe.totals import Totals
 from launcher.train.checkpoint import Saver
@@ -45,13 +46,19 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     sampler.seek(0)
     run.pulse.start()  # a test batch takes another time than a step
     run.loss_watch.look(test=True)
+    HERE.used = False
     with run.testing() as model:
         for number, shard in enumerate(islice(run.test_loader, run.most_steps)):
             run.marker.tick()
             seed_test(run.recipe.seed, number, run.context.rank)
-            for batch in shard.micro_batches if shard.own else ():
+            HERE.shard = shard  # for `launcher.gather`
+            # In the first batch a rank without samples shows whether it has to take part.
+            for batch in shard.micro_batches if shard.own or run.tests_gather is not False else ():
                 made = run.recipe.test_step(model, batch, run.loss_fn)
-                sums.add(expect_sums(made, "test_step"))
+                if shard.own:
+                    sums.add(expect_sums(made, "test_step"))
+            if run.tests_gather is None:
+                run.tests_gather = run.context.agree(HERE.used)
             sums.end_batch(shard.own, left_out(run, shard))
             if run.pulse.due():
                 exchange(run, saver, report=False)

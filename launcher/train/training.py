@@ -87,6 +87,7 @@ class Training:
     made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
     odd: list[str] = field(default_factory=list)  # parameters that were never finite
     graphs: Graphs | None = None
+    tests_gather: bool | None = None  # `test_step` has ranks exchange rows; None: not known yet
     profiler: profile | None = None
     most_steps: int | None = None  # of each loop, and of one epoch only: for debugging
 
