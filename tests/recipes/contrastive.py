@@ -29,7 +29,7 @@ class Contrastive(Curve):
     def train_step(self, model: nn.Module, batch: Any, loss_fn: nn.Module) -> StepSums:
         images, labels = batch
         views = torch.stack([images[..., :14], images[..., 14:]], 1).flatten(0, 1)
-        z = normalize(model(views), dim=1).unflatten(0, (-1, 2))  # (samples, views, 8)
+        z = normalize(model(views), dim=1).reshape(-1, 2, 8)  # (samples, views, 8)
         rows, mine = gather(z)  # (global batch, views, 8), (samples,)
         everyones, _ = gather(labels)  # (global batch,)
         alike = everyones == labels[:, None]  # (samples, global batch)
