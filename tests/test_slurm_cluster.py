@@ -17,7 +17,7 @@ SLEEPER = "echo start ${SLURM_RESTART_COUNT:-0}\nsrun sh -c 'echo task; exec sle
 TALK = """\
 import os, socket, time
 if os.environ["SLURM_NODEID"] == "0":
-    with socket.create_server(("n1", 5000)) as server:
+    with socket.create_server(("", 5000)) as server:  # its own name leads it to loopback
         peer, address = server.accept()
         print(peer.recv(100).decode(), "from", address[0])
 else:

@@ -16,7 +16,7 @@ from launcher.launch.resume import is_completed
 from launcher.processes import LOADED, orderly
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import SlurmFolder
-from launcher.run.node_marks import give_others_time, note
+from launcher.run.node_marks import give_others_time, note, others_asked
 
 
 def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
@@ -49,6 +49,8 @@ def _node(
             launch(Launch(run, run, nodes, resumed=told, managed=True, on_stop=asked))
     except TrainingFailed as error:  # the job's own summary, of all nodes, comes at its end
         if isinstance(error, NodeFailed):
+            if others_asked(run, nodes.node_rank, nodes.nnodes, nodes.nproc):
+                raise Stopped("what it waited for was asked to stop") from error
             failed = {"error": error.message, "hint": error.hint, "own_fault": error.own_fault}
             write_json(run.node_error(nodes.node_rank), failed)
         give_others_time(run, nodes.node_rank, nodes.nnodes, nodes.nproc)

@@ -143,7 +143,7 @@ def give_others_time(run: RunDir, node_rank: int, nnodes: int, nproc: int) -> No
     mine = look(run, node_rank, nproc)
     if not mine.fault:  # but the network's, or the training's
         return
-    near = [(node_rank + step) % nnodes for step in range(1, min(nnodes, _NEIGHBOURS + 1))]
+    near = _near(node_rank, nnodes)
     deadline = time.monotonic() + _PATIENCE_S
     while near and time.monotonic() < deadline:
         others = {rank: look(run, rank, nproc) for rank in near}
@@ -151,3 +151,15 @@ def give_others_time(run: RunDir, node_rank: int, nnodes: int, nproc: int) -> No
         if any(one.stage > mine.stage for one in others.values()) or all(failed):
             return
         time.sleep(0.5)
+
+
+def others_asked(run: RunDir, node_rank: int, nnodes: int, nproc: int) -> bool:
+    """Whether a node near this one was asked to stop: SLURM may ask one alone.
+
+    For a node that failed and has not said so: others are asked because of it only then.
+    """
+    return any(look(run, rank, nproc).asked for rank in _near(node_rank, nnodes))
+
+
+def _near(node_rank: int, nnodes: int) -> list[int]:
+    return [(node_rank + step) % nnodes for step in range(1, min(nnodes, _NEIGHBOURS + 1))]

@@ -17,28 +17,38 @@ from launcher.recipe.file import find, outline
 from launcher.run.config import describe
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import SlurmFolder
-from launcher.run.node_marks import look
+from launcher.run.node_marks import look, note
 
 pytestmark = pytest.mark.slow
 
 
-def a_run(folder: Path, *, nproc: int = 1, cpu: bool = True, checks: bool = True) -> RunDir:
+def a_run(
+    folder: Path,
+    *,
+    nproc: int = 1,
+    nnodes: int = 1,
+    cpu: bool = True,
+    checks: bool = True,
+    **parameters: Any,
+) -> RunDir:
     file = find("digits")
-    recipe = outline(file)(epochs=1)
+    recipe = outline(file)(epochs=1, **parameters)
     run = RunDir(folder / "r")
-    run.create(describe(file, recipe, nproc=nproc, nnodes=1, cpu=cpu), file.source)
+    run.create(describe(file, recipe, nproc=nproc, nnodes=nnodes, cpu=cpu), file.source)
     SlurmFolder.of(run).path.mkdir()
     write_json(SlurmFolder.of(run).job, {"checks": checks})
     return run
 
 
-def start(run: RunDir, *, nproc: int = 1, **env: str) -> "subprocess.Popen[str]":
+def start(
+    run: RunDir, *, nproc: int = 1, nnodes: int = 1, endpoint: str = "localhost:29123", **env: str
+) -> "subprocess.Popen[str]":
     """`launcher job node` as node.sh starts it, on a node called n7."""
-    words = ["--nproc", str(nproc), "--nnodes", "1", "--node-rank", "0"]
+    words = ["--nproc", str(nproc), "--nnodes", str(nnodes), "--node-rank", "0"]
     argv = [sys.executable, "-m", "launcher", "job", "node", str(run.path), *words]
     here: Mapping[str, str] = clean_environment() | {"SLURMD_NODENAME": "n7"} | env
     return subprocess.Popen(
-        [*argv, "--rdzv-endpoint", "localhost:29123"],
+        [*argv, "--rdzv-endpoint", endpoint],
         env=here,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -104,3 +114,22 @@ def test_checks_that_are_ended_leave_nothing_behind(tmp_path: Path) -> None:
     left = {path.name for path in run.path.rglob("*")} - before
     assert left == {run.node_mark(0).name}
     assert look(run, 0, nproc=2).asked
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("nnodes", [2, 3])
+def test_a_node_whose_neighbour_was_asked_to_stop_waits_for_it_without_fault(
+    nnodes: int, asked: bool, tmp_path: Path
+) -> None:
+    """SLURM may end a start on one node alone: the others wait for it."""
+    run = a_run(tmp_path, nnodes=nnodes, checks=False, start_timeout=3)
+    for other in range(1, nnodes):
+        if asked:
+            note(run, other, "asked", "n8")
+        else:  # it failed, too: nothing more is to be waited for
+            write_json(run.node_error(other), {"error": "no progress"})
+    process = start(run, nnodes=nnodes, endpoint="localhost:0")
+    said, _ = process.communicate(timeout=120)
+    assert look(run, 0, nproc=1).asked == asked
+    assert run.node_error(0).exists() != asked
+    assert process.returncode == (0 if asked else 1), said
