@@ -23,7 +23,7 @@ COMMANDS = {
     "resume": ("run", "Continue the run in RUN_DIR from its newest valid checkpoint."),
     "test": ("run", "Test a checkpoint of RUN_DIR on every sample of the test set, once."),
     "checkpoints": (
-        "run",
+        "runs",
         "List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity.",
     ),
     "submit": ("slurm", "Train RECIPE on a SLURM cluster, through preemption and time limits."),

@@ -1,12 +1,13 @@
-"""The commands that train and test on this machine: run, debug, resume, test, checkpoints."""
+"""The commands that train and test on this machine: run, debug, resume, test."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from launcher.cli.runs import accuracy_words
 from launcher.cli.say import say
 from launcher.cli.words import PassesOn, TakesHyperparameters
 from launcher.errors import BadInput
@@ -20,12 +21,12 @@ from launcher.launch.resume import (
     resumed,
     test_of,
     where_it_began,
+    why_it_ended,
 )
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, find, load, outline
 from launcher.recipe.hyperparameters import configure, split_overrides
 from launcher.run import wandb
-from launcher.run.checkpoint_files import all_of, problem
 from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_config, read_json
@@ -33,6 +34,7 @@ from launcher.run.rows import told_of_test
 from launcher.run.weights import weights_of
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_FILE = click.Path(path_type=Path, dir_okay=False)
 _NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
 _MAX_RESTARTS = click.option(
     "--max-restarts",
@@ -217,29 +219,47 @@ def resume(
     config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
     if mode := wandb.asked_for(tracking):
         config["tracking"]["mode"] = mode
-    epochs = config["hyperparameters"]["epochs"]
-    if is_completed(folder, epochs):
-        say(f"completed: all {epochs} epochs are done; `epochs={2 * epochs}` extends it")
+    asked = config["hyperparameters"]
+    epochs = asked["epochs"]
+    if is_completed(folder, asked):
+        more = f"all {epochs} epochs are done; `epochs={2 * epochs}` extends it"
+        if why := why_it_ended(folder, asked):
+            more = f"{why}; `patience={2 * asked['patience']} --allow-changes` goes on"
+        say(f"completed: {more}")
         return
     launch(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
 
 
-@click.command()
+@click.command(cls=TakesHyperparameters)
 @_RUN_DIR
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--checkpoint", default="last", metavar="best|last|STEP", show_default=True)
+@click.option("--keep", metavar="FILE", type=_FILE, help="Safetensors of what `test_step` keeps.")
 @_NPROC
 @click.option("--cpu", is_flag=True, help="Test on the CPU although there are GPUs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: bool) -> None:
-    """Test a checkpoint of RUN_DIR on every sample of the test set, once."""
+def test(
+    run_dir: Path,
+    words: tuple[str, ...],
+    checkpoint: str,
+    keep: Path | None,
+    nproc: int | None,
+    cpu: bool,
+    as_json: bool,
+) -> None:
+    """Test a checkpoint of RUN_DIR on every sample of the test set, once.
+
+    KEY=VALUE may change what only concerns data, like another test set.
+    """
     folder = RunDir(run_dir.absolute())
     check_is_run(folder)
     chosen = choose(folder, checkpoint)
+    target = keep and _new_file(keep)
     click.get_current_context().with_resource(where_it_began(folder))
     told = folder.read_config()
     nodes = Nodes(nproc or int(told["world_size"]), cpu=cpu or bool(told["cpu"]))
     check(nodes)
-    with test_of(folder, chosen, nodes) as job:
+    with test_of(folder, chosen, nodes, split_overrides(words), target) as job:
         launch(job)
         result = read_json(job.run.result) or {}
     result |= {"step": chosen.step, "epoch": chosen.epoch}
@@ -248,32 +268,20 @@ def test(run_dir: Path, checkpoint: str, nproc: int | None, cpu: bool, as_json: 
         return
     right = f"{result['test_correct']} of {result['test_samples']} right, "
     exact = right if result["test_correct"] is not None else ""
-    words = f"step {chosen.step}: {exact}{_accuracy(result)}avg loss {result['test_loss']:.9g}"
+    told_of = (
+        f"step {chosen.step}: {exact}{accuracy_words(result)}avg loss {result['test_loss']:.9g}"
+    )
     own = [name for name in result if name.startswith("test_") and name not in told_of_test(None)]
-    say(words + "".join(f", {n.removeprefix('test_')} {result[n]}" for n in own))
+    say(told_of + "".join(f", {n.removeprefix('test_')} {result[n]}" for n in own))
 
 
-@click.command()
-@_RUN_DIR
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
-def checkpoints(run_dir: Path, as_json: bool) -> None:
-    """List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity."""
-    folder = RunDir(run_dir.absolute())
-    check_is_run(folder)
-    found = [(c, problem(c)) for c in all_of(folder.checkpoints)]
-    if as_json:
-        rows = [
-            {"step": c.step, "epoch": c.epoch, "size": c.size, "valid": not wrong, **c.facts}
-            for c, wrong in found
-        ]
-        say(json.dumps(rows))
-        return
-    for c, wrong in found:
-        tested = _accuracy(c.facts) if c.score is not None else "not tested, "
-        size = f"{c.size / 1e6:.1f} MB"
-        say(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
-    if not found:
-        say("no checkpoints")
+def _new_file(path: Path) -> Path:
+    """Return where a file can be made; raises BadInput where one is, or where there is no place."""
+    path = path.absolute()
+    if path.exists() or not path.parent.is_dir():
+        what = "exists" if path.exists() else "has no folder to be in"
+        raise BadInput(f"`{path}` {what}", hint="name another file with --keep")
+    return path
 
 
 def _configured(
@@ -295,8 +303,3 @@ def _refuse_restarts(nodes: Nodes, max_restarts: int) -> None:
             "--max-restarts restarts the processes of one machine, not of several",
             hint="start all machines again with `launcher resume RUN_DIR` and the same options",
         )
-
-
-def _accuracy(facts: Mapping[str, Any]) -> str:
-    accuracy = facts.get("test_accuracy")
-    return "" if accuracy is None else f"test accuracy {100 * accuracy:.2f}%, "

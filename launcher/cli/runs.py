@@ -1,8 +1,9 @@
-"""The commands that look at runs: list them, and put some into one page."""
+"""The commands that look at runs: list them and their checkpoints, put some into one page."""
 
 import json
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import click
 from launcher.cli.say import say
 from launcher.errors import BadInput, RunDirError
 from launcher.launch.resume import check_is_run
+from launcher.run.best import in_facts, name_of
+from launcher.run.checkpoint_files import all_of, problem
 from launcher.run.directory import RunDir, write_text
 from launcher.run.listing import RunSummary, age, differences, find_runs, rows_of, summary, word
 
@@ -38,7 +41,10 @@ def runs(folder: Path, as_json: bool) -> None:
     if as_json:
         say(json.dumps([_raw(*pair, now) for pair in zip(found, differ, strict=True)]))
     elif found:
-        names = list(dict.fromkeys(name for run in found for name in run.metrics))
+        names = [
+            list(dict.fromkeys(name for told in several for name in told))
+            for several in ([r.metrics for r in found], [r.best_metric for r in found])
+        ]
         lines = [_cells(*pair, names, folder, now) for pair in zip(found, differ, strict=True)]
         _print_table(lines)
     else:
@@ -79,6 +85,30 @@ def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
             say(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
 
 
+@click.command()
+@click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")
+def checkpoints(run_dir: Path, as_json: bool) -> None:
+    """List the checkpoints of RUN_DIR: step, epoch, test result, size, and validity."""
+    folder = RunDir(run_dir.absolute())
+    check_is_run(folder)
+    found = [(c, problem(c)) for c in all_of(folder.checkpoints)]
+    best_by = folder.read_config()["hyperparameters"].get("best_by")
+    if as_json:
+        rows = [
+            {"step": c.step, "epoch": c.epoch, "size": c.size, "valid": not wrong, **c.facts}
+            for c, wrong in found
+        ]
+        say(json.dumps(rows))
+        return
+    for c, wrong in found:
+        tested = _tested(in_facts(c.facts), best_by)
+        size = f"{c.size / 1e6:.1f} MB"
+        say(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
+    if not found:
+        say("no checkpoints")
+
+
 def _refuse_foreign(target: Path) -> None:
     """Raise BadInput where a file is there that is no page of ours: only those are renewed."""
     if target.is_file():
@@ -114,9 +144,10 @@ def _raw(run: RunSummary, differs: dict[str, Any], now: float) -> dict[str, Any]
 
 
 def _cells(
-    run: RunSummary, differs: dict[str, Any], metrics: list[str], folder: Path, now: float
+    run: RunSummary, differs: dict[str, Any], own: Sequence[list[str]], folder: Path, now: float
 ) -> dict[str, str]:
-    """Return a line of the table, by heading; `metrics` are those that any run has."""
+    """Return a line of the table, by heading; `own` are names of metrics, and of best ones."""
+    metrics, best = own
     name = run.path.absolute().name if run.path == folder else run.path.relative_to(folder)
     asked = run.hyperparameters.get("epochs", "?")
     return {
@@ -132,6 +163,7 @@ def _cells(
         "accuracy": _percent(run.test_accuracy),
         "best": _percent(run.best_test_accuracy),
         **{f"test {word(name)}": _loss(run.metrics.get(name)) for name in metrics},
+        **{f"best {word(name)}": _loss(run.best_metric.get(name)) for name in best},
         "age": age(now - run.created),
         "differs in": " ".join(f"{word(k)}={word(v)}" for k, v in differs.items()),
     }
@@ -162,3 +194,18 @@ def _loss(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def _tested(test: Mapping[str, Any], best_by: str | None) -> str:
+    """Return what a checkpoint's test found: accuracy, and the metric that the best is known by."""
+    if test.get("loss") is None:
+        return "not tested, "
+    name = name_of(best_by, test)
+    own = "" if name in ("loss", "accuracy") else f"{name} {test.get(name)}, "
+    return accuracy_words({"test_accuracy": test.get("accuracy")}) + own
+
+
+def accuracy_words(facts: Mapping[str, Any]) -> str:
+    """Return `test accuracy 98.10%, `, or nothing where there is none."""
+    accuracy = facts.get("test_accuracy")
+    return "" if accuracy is None else f"test accuracy {100 * accuracy:.2f}%, "

@@ -138,7 +138,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         ahead = max(1, _AHEAD * self.num_replicas // self.batch_size)  # steps
         for first in range(self.first_step, self.steps, ahead):
             steps = range(first, min(first + ahead, self.steps))
-            places = [self._places(step) for step in steps]
+            places = [self.places(step) for step in steps]
             indices = order(np.concatenate(places))
             cuts = accumulate(map(len, places), initial=0)
             for step, (start, stop) in zip(steps, pairwise(cuts), strict=True):
@@ -156,7 +156,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         order: Numbers = torch.randperm(self.size, generator=generator).numpy()
         return lambda places: order[places]
 
-    def _places(self, step: int) -> Numbers:
+    def places(self, step: int) -> Numbers:
         """Return where in the order this rank's samples of a step stand; a ghost's is the first.
 
         Behind them those of their partners.

@@ -268,7 +268,7 @@ def _node_error(run: RunDir) -> NodeFailed | None:
 
 
 def _completed(run: RunDir, told: Mapping[str, Any]) -> bool:
-    return is_completed(run, told["hyperparameters"]["epochs"])
+    return is_completed(run, told["hyperparameters"])
 
 
 def _attempts(folder: SlurmFolder, asked: Mapping[str, Any]) -> list[Attempt]:

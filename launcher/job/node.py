@@ -39,7 +39,7 @@ def _node(
 ) -> int:
     nodes = replace(nodes, meeting=SlurmFolder.of(run).path)
     told = run.read_config()
-    if is_completed(run, told["hyperparameters"]["epochs"]):
+    if is_completed(run, told["hyperparameters"]):
         return 0
     note(run, nodes.node_rank, "began", name)
     os.environ[LOADED] = str(run.node_mark(nodes.node_rank))

@@ -14,8 +14,10 @@ from launcher.errors import BadInput, RunDirError
 from launcher.launch.launch import Launch, Nodes, threads_of
 from launcher.masks import shown_value
 from launcher.processes import HERE
+from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, outline
 from launcher.recipe.hyperparameters import configure
+from launcher.recipe.only_data import refuse_others
 from launcher.run import checkpoint_files, wandb
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir, read_json
@@ -51,11 +53,21 @@ def where_it_began(run: RunDir) -> Iterator[None]:
         os.chdir(here)
 
 
-def is_completed(run: RunDir, epochs: int) -> bool:
-    """Whether a run has nothing left to do for so many epochs."""
+def is_completed(run: RunDir, asked: Mapping[str, Any]) -> bool:
+    """Whether a run has nothing left to do for what these hyperparameters ask for."""
     result = read_json(run.result) or {}
-    epoch = result.get("epoch", 0)
-    return result.get("state") == "completed" and isinstance(epoch, int) and epoch >= epochs
+    epoch = result.get("epoch")
+    whole = isinstance(epoch, int) and epoch >= asked["epochs"]
+    return result.get("state") == "completed" and (whole or bool(why_it_ended(run, asked)))
+
+
+def why_it_ended(run: RunDir, asked: Mapping[str, Any]) -> str | None:
+    """Return why a run was completed before its length; None where these ask for more patience."""
+    result = read_json(run.result) or {}
+    spent, patience = result.get("out_of_patience"), asked.get("patience")
+    if not isinstance(spent, int) or patience is None or patience > spent:
+        return None
+    return str(result.get("why"))
 
 
 def resumed(
@@ -95,9 +107,10 @@ def resumed(
 def choose(run: RunDir, which: str) -> Checkpoint:
     """Return the checkpoint called best, last or by its step; raises BadInput for no valid one."""
     everything = checkpoint_files.all_of(run.checkpoints)
+    best_by = run.read_config()["hyperparameters"].get("best_by")
     named = {
         "last": everything[-1:],
-        "best": checkpoint_files.best(everything),
+        "best": checkpoint_files.best(everything, best_by=best_by),
     }.get(which, [c for c in everything if str(c.step) == which][-1:])
     if not named:
         steps = ", ".join(str(c.step) for c in everything) or "none"
@@ -110,10 +123,21 @@ def choose(run: RunDir, which: str) -> Checkpoint:
 
 
 @contextmanager
-def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launch]:
-    """Give a launch that tests a checkpoint in a folder of its own; the run may be going on."""
+def test_of(
+    run: RunDir,
+    checkpoint: Checkpoint,
+    nodes: Nodes,
+    overrides: Mapping[str, str],
+    keep: Path | None,
+) -> Iterator[Launch]:
+    """Give a launch that tests a checkpoint in a folder of its own; the run may be going on.
+
+    `overrides` change what concerns data, or RecipeError says that they do not; `keep` is the file
+    for the rows that the test keeps.
+    """
     told = run.read_config()
-    configured = told | {
+    configured = _with_other_data(run, told, overrides) | {
+        "keep": str(keep) if keep else None,
         "world_size": nodes.world_size,
         "threads": threads_of(nodes, told),
         "cpu": nodes.cpu,
@@ -124,6 +148,21 @@ def test_of(run: RunDir, checkpoint: Checkpoint, nodes: Nodes) -> Iterator[Launc
         configured |= {"test": str(kept)}
         scratch.fill(configured, recipe_of(run).source)
         yield Launch(scratch, scratch, nodes, resumed=configured)
+
+
+def _with_other_data(
+    run: RunDir, told: dict[str, Any], overrides: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a run's configuration with hyperparameters that concern data, and which they are."""
+    before = told["hyperparameters"]
+    if not overrides:
+        return told
+    recipe_type = outline(recipe_of(run))
+    after = configure(recipe_type, str(run.recipe), before | overrides).hyperparameters()
+    own = after.keys() - Recipe.__dataclass_fields__.keys()
+    changed = [name for name in overrides if after[name] != before.get(name)]
+    refuse_others(changed, own)
+    return told | {"hyperparameters": after, "only_data": [n for n in changed if n in own]}
 
 
 def _kept(checkpoint: Checkpoint, folder: Path) -> Path:

@@ -217,3 +217,15 @@ def _has_form(dtype: torch.dtype) -> bool:
     except Exception:  # noqa: BLE001  # it has no word for it
         return False
     return True
+
+
+@contextmanager
+def undisturbed_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave the buffers of a model as they are, whatever is done to them meanwhile."""
+    dense = [b for b in model.buffers() if b.layout == torch.strided]
+    before = [buffer.clone() for buffer in dense]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(dense, before, strict=True):
+            fill(buffer, value)

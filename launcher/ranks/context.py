@@ -162,6 +162,28 @@ class Context:
             raise PeerFailed(ANOTHER_WAS_NOT if mine else words)
         return made
 
+    def from_first(self, make: Callable[[], T], what: str) -> T:
+        """Return on all ranks what `make` makes on rank 0, while the others wait; collective.
+
+        Where it fails all fail: rank 0 with its own error, the others with PeerFailed, which says
+        `what` failed and why.
+        """
+        made: T | None = None
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                with self.marker.beating():
+                    made = make()
+            except Exception as caught:  # noqa: BLE001  # raised below, after the others know
+                error = caught
+        words = f"{type(error).__name__}: {error}" if error else ""
+        told, failed = self.gather((made, words))[0]
+        if error:
+            raise error
+        if failed:
+            raise PeerFailed(f"{what} failed on rank 0: {failed}")
+        return cast("T", told)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, with autocast as asked, and wrap it in DDP; collective."""
         if dist.is_initialized():

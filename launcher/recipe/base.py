@@ -5,7 +5,7 @@ This module is on the floor: it never imports torch, although the methods of a r
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,9 @@ class StepSums:
     scale: "float | Tensor" = 1.0  # the number of samples where `loss` is their mean
     # More sums, of any shape, by name: `metrics` gets what they add up to over all processes.
     sums: "Mapping[str, Tensor]" = dataclasses.field(default_factory=dict)
+    # Of tests alone, rows of each sample by name: a tensor (batch, …), or a list of one tensor
+    # (any, …) a sample. `test_metrics` gets all of them, in the order of the dataset.
+    kept: "Mapping[str, Tensor | Sequence[Tensor]]" = dataclasses.field(default_factory=dict)
     # Tensors are kept until the next report, so none of them may be written to later.
 
 
@@ -73,6 +76,11 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
             least = AT_LEAST.get(field.name)
             if least is not None and value is not None and value < least:
                 raise RecipeError(f"`{field.name}` must be at least {least}, not {value}")
+        if self.best_by in ("", "-", "loss", "-accuracy"):
+            raise RecipeError(
+                f"`best_by` is `{self.best_by}`",
+                hint="name a metric: of which more is better, or with a minus, like -loss, less",
+            )
 
     def model(self) -> "nn.Module":
         """Build the model, on the CPU; weights are initialised from the seed."""
@@ -141,6 +149,27 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         `totals["name"]` is what the `sums` of that name add up to.
         """
         return {}
+
+    def test_metrics(
+        self,
+        totals: Totals,  # noqa: ARG002  # for subclasses
+        kept: "Mapping[str, Any]",  # noqa: ARG002
+    ) -> Mapping[str, Any]:
+        """Return more numbers by name after a test: what is no function of sums.
+
+        Called on rank 0 alone, while the others wait, so it may not communicate. `kept` has what
+        `test_step` returned as `kept`, each test sample once, in the order of the dataset, on the
+        host: a tensor (samples, …), or a list of one tensor a sample.
+        """
+        return {}
+
+    def after_test(self, model: "nn.Module", report: Any, folder: Path) -> None:
+        """Leave files of a test in a folder, like images: the run keeps it; nothing by default.
+
+        Called on rank 0 alone, while the others wait, so it may not communicate. `model` is the
+        one that was tested, without DDP, in eval mode, and no gradients are recorded. `report`
+        has `step`, `epoch`, `loss`, `accuracy` and `metrics`.
+        """
 
     def order(self, epoch: int, generator: "Generator") -> "Indices | None":  # noqa: ARG002  # for subclasses
         """Return an epoch's order: any indices into `train_data`, repeated or left out; or None.

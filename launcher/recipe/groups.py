@@ -20,6 +20,7 @@ AT_LEAST: Mapping[str, float] = {
     "clip_norm": 0,
     "ema_decay": 0,
     "test_batch_size": 1,
+    "patience": 1,
     "keep_best": 0,
     "checkpoint_every": 1,
     "keep_last": 1,
@@ -78,7 +79,10 @@ class Tests:
     """Tests and the best."""
 
     test_batch_size: int = 1000  # samples of one test batch, over all processes together
-    keep_best: int = 1  # checkpoints of the best test accuracy, else test loss, to keep
+    best_by: str | None = None  # metric of the best test, "-name": least; none: accuracy, or -loss
+    patience: int | None = None  # tests without a better one after which training ends
+    keep_best: int = 1  # checkpoints of the best tests to keep
+    sanity_test: bool = True  # one test batch, and what follows from it, before the first step
 
 
 @dataclass(frozen=True)

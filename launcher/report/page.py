@@ -174,6 +174,10 @@ def results(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
             f"Test {word(name)}": _cells((run.metrics.get(name) for run in runs), ".4g")
             for name in dict.fromkeys(name for run in runs for name in run.metrics)
         },
+        **{
+            f"Best {word(name)}": _cells((run.best_metric.get(name) for run in runs), ".4g")
+            for name in dict.fromkeys(name for run in runs for name in run.best_metric)
+        },
         "Seconds": _cells((run.seconds for run in runs), ",.1f"),
         "Samples/s": _cells((run.samples_per_second for run in runs), ",.0f"),
         "Processes": _cells((run.world_size for run in runs), "d"),

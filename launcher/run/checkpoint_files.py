@@ -17,6 +17,7 @@ from typing import Any
 
 from launcher.errors import RunDirError
 from launcher.files import set_mode, sync
+from launcher.run.best import in_facts, score
 
 _NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
 _HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
@@ -32,16 +33,12 @@ class Checkpoint:
     path: Path
     step: int
     epoch: int
-    facts: Mapping[str, Any]  # test_accuracy, test_loss, world_size, time: {} when unreadable
+    facts: Mapping[str, Any]  # test_loss and others, world_size, time: {} when unreadable
     size: int  # bytes
 
-    @property
-    def score(self) -> float | None:
-        """How good it is, larger is better: test accuracy, else minus test loss; None: untested."""
-        if self.facts.get("test_accuracy") is not None:
-            return float(self.facts["test_accuracy"])
-        loss = self.facts.get("test_loss")
-        return None if loss is None else -float(loss)
+    def score(self, best_by: str | None = None) -> float | None:
+        """How good its test was, larger is better; None: untested, or without such a metric."""
+        return score(in_facts(self.facts), best_by)
 
 
 def name_of(step: int, epoch: int) -> str:
@@ -122,10 +119,12 @@ def set_aside(checkpoint: Checkpoint) -> None:
         checkpoint.path.rename(place)
 
 
-def best(checkpoints: list[Checkpoint], count: int = 1) -> list[Checkpoint]:
+def best(
+    checkpoints: list[Checkpoint], count: int = 1, best_by: str | None = None
+) -> list[Checkpoint]:
     """Return the `count` best of the tested checkpoints, the best first, the older of equals."""
-    tested = [c for c in checkpoints if c.score is not None]
-    return sorted(tested, key=lambda c: -(c.score or 0))[:count]
+    tested = [c for c in checkpoints if c.score(best_by) is not None]
+    return sorted(tested, key=lambda c: -(c.score(best_by) or 0))[:count]
 
 
 def write(
@@ -158,10 +157,10 @@ def write(
     return place
 
 
-def prune(folder: Path, keep_last: int, keep_best: int) -> None:
+def prune(folder: Path, keep_last: int, keep_best: int, best_by: str | None = None) -> None:
     """Delete all but the newest `keep_last` and the best `keep_best` checkpoints."""
     everything = all_of(folder)
-    kept = {c.path for c in [*everything[-keep_last:], *best(everything, keep_best)]}
+    kept = {c.path for c in [*everything[-keep_last:], *best(everything, keep_best, best_by)]}
     for checkpoint in everything:
         if checkpoint.path not in kept:
             # Renamed first: a deletion cut short must not look like a checkpoint.

@@ -16,6 +16,7 @@ import psutil
 from launcher.masks import masked_config
 from launcher.recipe.hyperparameters import shown
 from launcher.run import lock
+from launcher.run.best import name_of, score
 from launcher.run.directory import RunDir, read_config, read_json
 from launcher.run.rows import metrics_in
 
@@ -42,6 +43,7 @@ class RunSummary:
     test_accuracy: float | None  # the newest; 0 to 1
     best_test_accuracy: float | None
     metrics: Mapping[str, float]  # of the newest test, the recipe's own
+    best_metric: Mapping[str, float]  # the one that `best_by` names, of the best test: {} if none
     seconds: float | None  # wall clock, over all sessions
     samples_per_second: float | None
     error: str | None  # what ended it
@@ -71,6 +73,10 @@ def summary(path: Path) -> RunSummary:
     state, result = _ending(run)
     train, tests = _newest(run.metrics)
     test = tests[-1] if tests else {}
+    best_by = str(config["hyperparameters"].get("best_by") or "")
+    scored = [row for row in tests if score(row, best_by) is not None]
+    top = max(scored, key=lambda row: score(row, best_by) or 0, default={})
+    own = metrics_in(top).keys() & {name_of(best_by, top)}
     best = {name: _numbers(row.get(name) for row in tests) for name in ("loss", "accuracy")}
     created = number(config.get("created")) or 0
     return RunSummary(
@@ -87,6 +93,7 @@ def summary(path: Path) -> RunSummary:
         test_accuracy=_first(result.get("test_accuracy"), test.get("accuracy")),
         best_test_accuracy=max(best["accuracy"], default=None),
         metrics={n: v for n, told in metrics_in(test).items() if (v := number(told)) is not None},
+        best_metric={name: top[name] for name in own},
         seconds=number(result.get("seconds")),
         samples_per_second=_first(
             result.get("samples_per_second"), train.get("samples_per_second")

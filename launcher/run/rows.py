@@ -1,5 +1,6 @@
 """The rows of metrics.jsonl: the fields that each may have, and the metrics of a recipe."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,4 +30,4 @@ def told_of_test(test: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def finite(value: Any) -> Any:
     """Return a value, None for a number that is not finite."""
-    return None if isinstance(value, float) and value - value != 0 else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

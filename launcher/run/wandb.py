@@ -13,6 +13,8 @@ from urllib.parse import urlparse
 
 from launcher.errors import BadInput
 from launcher.masks import masked
+from launcher.run.best import score
+from launcher.run.rows import metrics_in
 
 Mode = Literal["online", "offline", "disabled"]
 MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
@@ -165,17 +167,14 @@ def position(row: Mapping[str, Any]) -> int:
     return 2 * int(row["step"]) + int(row["split"] == "test")
 
 
-def summary_of(rows: Iterable[Mapping[str, Any]], result: Mapping[str, Any]) -> dict[str, Any]:
+def summary_of(
+    rows: Iterable[Mapping[str, Any]], result: Mapping[str, Any], best_by: str | None = None
+) -> dict[str, Any]:
     """Return what the page's summary says beside the last values: the best test, and the end."""
-    tests = [row for row in rows if row["split"] == "test" and row["loss"] is not None]
+    tests = [row for row in rows if row["split"] == "test" and score(row, best_by) is not None]
     summary = {f"final/{key}": value for key, value in result.items() if value is not None}
     if not tests:
         return summary
-    best = max(tests, key=_score)
-    fields = ("accuracy", "loss", "step", "epoch")
+    best = max(tests, key=lambda row: score(row, best_by) or 0)
+    fields = ("accuracy", "loss", "step", "epoch", *metrics_in(best))
     return summary | {f"best/{field}": best[field] for field in fields if best[field] is not None}
-
-
-def _score(test: Mapping[str, Any]) -> float:
-    """How good a test was, larger is better: its accuracy, else minus its loss."""
-    return float(-test["loss"] if test["accuracy"] is None else test["accuracy"])

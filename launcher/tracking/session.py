@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from launcher.run.wandb import config_of, history_row, is_on, position, summary_
 
 _INIT_S, _PATIENT_INIT_S = 5.0, 30.0  # how long the server may take to answer
 _FINISH_S, _PATIENT_FINISH_S = 7.0, 600.0  # how long the last rows may take
+_IMAGES, _MOST_IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".webp"), 64  # of one test
 _LOOKS = 3  # at what has arrived, a second apart
 
 
@@ -97,15 +99,29 @@ class Session:
     def log(self) -> None:
         """Send the rows that are new."""
         for row in self._rows.new():
-            sent = {**history_row(row), "_timestamp": row["time"]}
+            sent = {**history_row(row), **self._images(row), "_timestamp": row["time"]}
             self._client.log(sent, step=position(row), commit=True)
             self.sent += 1
+
+    def _images(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the images that `after_test` has left of a test; its row comes after them."""
+        folder = self._run.path / "after_test" / f"step-{row['step']}"
+        images: dict[str, Any] = {}
+        for path in sorted(folder.rglob("*")) if row["split"] == "test" else []:
+            if path.suffix.lower() in _IMAGES and len(images) < _MOST_IMAGES:
+                try:
+                    name = f"after_test/{path.relative_to(folder)}"
+                    images[name] = wandb.Image(str(path))
+                except Exception as error:  # noqa: BLE001  # what PIL finds in it, or its lack
+                    print(f"{path} is left out: {error}", file=sys.stderr)
+        return images
 
     def finish(self, ending: str) -> None:
         """Send what is left, with the summary, and say how the run ended."""
         self.log()
         result = read_json(self._run.result) or {}
-        self._client.summary.update(summary_of(Rows(self._run.metrics).new(), result))
+        best_by = self._told["hyperparameters"].get("best_by")
+        self._client.summary.update(summary_of(Rows(self._run.metrics).new(), result, best_by))
         if ending == "finished" and self._told["hyperparameters"].get("log_model"):
             self._log_model()
         if ending == "preempted":

@@ -44,9 +44,11 @@ class Saver:
     written. A failed save is a loud warning; MOST_FAILURES in a row are for the caller to act on.
     """
 
-    def __init__(self, run: RunDir, keep_last: int, keep_best: int) -> None:
+    def __init__(
+        self, run: RunDir, keep_last: int, keep_best: int, best_by: str | None = None
+    ) -> None:
         self.folder = run.checkpoints
-        self.keep_last, self.keep_best = keep_last, keep_best
+        self.kept = keep_last, keep_best, best_by
         self.failures = 0  # in a row
         self.last_error = ""
         self._reserved = False
@@ -102,7 +104,7 @@ class Saver:
         _yield_to_training()
         try:
             files.write(self.folder, name, write_files, facts)
-            files.prune(self.folder, self.keep_last, self.keep_best)
+            files.prune(self.folder, *self.kept)
             self.failures = 0
         except Exception as error:  # noqa: BLE001  # torch and safetensors raise their own kinds
             self.failures += 1

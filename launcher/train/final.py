@@ -1,11 +1,16 @@
-"""The weights that a run leaves behind."""
+"""What a run, or a test of it, leaves behind: weights, and rows that were kept."""
+
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from launcher.data.device import on_host
+from launcher.errors import RecipeError
 from launcher.files import written
 from launcher.model.state import captured
 from launcher.ranks.context import unwrapped
+from launcher.ranks.kept import Rows, as_file
 from launcher.run.directory import RunDir
 from launcher.train.training import Training
 
@@ -23,3 +28,14 @@ def save_weights(training: Training, run: RunDir) -> None:
             on_host(captured(model)).write(path)
     with written(run.weights) as path:
         tested.write(path)
+
+
+def save_rows(rows: Rows, path: Path) -> None:
+    """Write the rows of a test; raises RecipeError where there are none."""
+    if not rows:
+        raise RecipeError(
+            "the recipe keeps nothing of its test samples",
+            hint='return StepSums(..., kept={"name": rows}) from `test_step`',
+        )
+    with written(path) as beside:
+        save_file(as_file(rows), beside, metadata={"format": "pt"})

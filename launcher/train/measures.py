@@ -1,11 +1,13 @@
-"""The metrics of a recipe: what it makes of sums over all ranks, checked."""
+"""The metrics of a recipe: what it makes of sums over all ranks; and which test is the best."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.errors import RecipeError, TrainingFailed
+from launcher.errors import RecipeError, TrainingFailed, did_you_mean
+from launcher.ranks.kept import Rows
 from launcher.recipe.base import Recipe
 from launcher.recipe.totals import Totals
+from launcher.run.best import name_of, score
 from launcher.run.rows import RESERVED
 from launcher.train.training import Training
 
@@ -18,6 +20,32 @@ def metrics_of(run: Training, totals: Totals) -> dict[str, float]:
     if type(run.recipe).metrics is Recipe.metrics:
         return {}
     return numbers(run.recipe.metrics(totals), "metrics", begun=run.progress.step > 1)
+
+
+def metrics_of_test(run: Training, totals: Totals, rows: Rows) -> dict[str, float]:
+    """Return all metrics of a test as rank 0 has them, which has the `rows` too; collective.
+
+    What is decided by them (the best, patience) is then the same on all ranks, whatever their
+    machines are. Raises as `metrics_of` does, and PeerFailed where rank 0 raises.
+    """
+    found = metrics_of(run, totals)
+    recipe, begun = run.recipe, run.progress.step > 1
+    if type(recipe).test_metrics is Recipe.test_metrics:
+        return run.context.from_first(lambda: found, "`metrics`") if found else found
+
+    def make() -> dict[str, float]:
+        more = numbers(recipe.test_metrics(totals, rows), "test_metrics", begun=begun)
+        if twice := found.keys() & more.keys():
+            kind = TrainingFailed if begun else RecipeError
+            raise kind(f"`{min(twice)}` comes from `metrics` and from `test_metrics`")
+        return found | more
+
+    return run.context.from_first(make, "`test_metrics`")
+
+
+def keeps_rows(run: Training) -> bool:
+    """Whether anybody wants the rows that test steps keep."""
+    return run.keep or type(run.recipe).test_metrics is not Recipe.test_metrics
 
 
 def numbers(made: Any, method: str, *, begun: bool) -> dict[str, float]:
@@ -45,3 +73,26 @@ def numbers(made: Any, method: str, *, begun: bool) -> dict[str, float]:
                 hint="give a float, or a tensor of one number",
             ) from error
     return found
+
+
+def note_best(run: Training) -> None:
+    """Note whether the last test is the best so far; raises as `metrics_of` does."""
+    progress, best_by = run.progress, run.recipe.best_by
+    test = progress.test or {}
+    refuse_unknown(test, best_by, begun=progress.step > 1)
+    found = score(test, best_by)
+    if found is not None and (progress.best is None or found > progress.best):
+        progress.best, progress.best_step, progress.without_better = found, progress.step, 0
+    else:
+        progress.without_better += 1
+
+
+def refuse_unknown(test: Mapping[str, Any], best_by: str | None, *, begun: bool) -> None:
+    """Raise as `metrics_of` does where `best_by` names a metric that a test does not have."""
+    name = name_of(best_by, test)
+    if test.get(name) is None:
+        known = [other for other, value in test.items() if value is not None]
+        raise (TrainingFailed if begun else RecipeError)(
+            f"`best_by` is `{best_by}`, and a test has no metric `{name}`",
+            hint=f"{did_you_mean(name, known)}there are: {', '.join(known)}",
+        )

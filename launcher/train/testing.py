@@ -1,22 +1,48 @@
 """A test: every sample of the test set once, and all that follows from it, as one event."""
 
+from functools import partial
 from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
+from launcher.data.fetching import Shard
 from launcher.data.randomness import seed_test
 from launcher.model.losses import refuse_left_out
+from launcher.model.state import undisturbed_buffers
+from launcher.ranks.alone import NoCollectives, replaced
 from launcher.ranks.context import unwrapped
 from launcher.ranks.faults import check_finite
 from launcher.ranks.gathering import HERE
+from launcher.ranks.kept import Kept, Rows, size_of
 from launcher.ranks.metrics import Sums
+from launcher.recipe.base import Recipe
 from launcher.recipe.totals import Totals
 from launcher.train.checkpoint import Saver
 from launcher.train.exchange import checkpoint, exchange
-from launcher.train.measures import metrics_of
+from launcher.train.measures import (
+    keeps_rows,
+    metrics_of,
+    metrics_of_test,
+    note_best,
+    refuse_unknown,
+)
 from launcher.train.step import expect_sums, left_out
 from launcher.train.trackers import Report
 from launcher.train.training import Training
+
+
+class Tested(NamedTuple):
+    """What a test has found, the same on all ranks, but for the rows: rank 0 has them."""
+
+    totals: Totals
+    metrics: dict[str, float]
+    rows: Rows  # those of each sample that were kept, if anybody wants them
+
+    def numbers(self) -> dict[str, Any]:
+        """Return all that is told of it, by name."""
+        return {**self.totals.numbers(), **self.metrics}
 
 
 def test_event(run: Training, saver: Saver | None) -> None:
@@ -26,22 +52,47 @@ def test_event(run: Training, saver: Saver | None) -> None:
     start. Raises Stopped and NonFiniteLoss, each on all ranks.
     """
     with run.times.spending("test"), run.tested_weights():
-        totals = test_loop(run, saver)
-    report = report_of(run, totals)
-    run.trackers.report(report, run.position)
-    run.progress.end_epoch(totals, report.metrics)
+        tested = test_loop(run, saver)
+        run.progress.end_epoch(tested.numbers())
+        note_best(run)
+        report_test(run, tested)
     checkpoint(run, saver)
 
 
+def report_test(run: Training, tested: Tested) -> None:
+    """Let the recipe leave its files of a test, then report it; collective.
+
+    In this order, so that whoever reads the report finds them.
+    """
+    totals, at = tested.totals, run.progress
+    numbers = totals.samples, totals.loss, totals.accuracy
+    report = Report("test", at.epoch, at.step, *numbers, metrics=tested.metrics)
+    try:
+        if type(run.recipe).after_test is not Recipe.after_test and run.folder:
+            run.context.from_first(partial(_after_test, run, report), "`after_test`")
+    finally:
+        run.trackers.report(report, run.position)
+
+
 @torch.no_grad()
-def test_loop(run: Training, saver: Saver | None) -> Totals:
+def _after_test(run: Training, report: Report) -> None:
+    """Fill RUN_DIR/after_test/step-N anew, in the way of the recipe; on rank 0."""
+    assert run.folder
+    place = run.folder / "after_test" / f"step-{report.step}"
+    with run.testing() as model, replaced(place) as folder, NoCollectives():  # type: ignore[no-untyped-call]  # torch's own
+        seed_test(run.recipe.seed, 0, run.context.rank)
+        run.recipe.after_test(model, report, folder)
+
+
+@torch.no_grad()
+def test_loop(run: Training, saver: Saver | None) -> Tested:
     """Test on every sample of the test set exactly once; collective.
 
     The model is not in DDP here: ranks may have different numbers of samples, and none waits.
     Raises Stopped on all ranks, as `train_loop` does.
     """
     run.context.share_buffers(unwrapped(run.model))
-    sums = Sums(1, run.context.device)
+    sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
     sampler = run.test_loader.sampler
     sampler.seek(0)
     run.pulse.start()  # a test batch takes another time than a step
@@ -50,16 +101,7 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     with run.testing() as model:
         for number, shard in enumerate(islice(run.test_loader, run.most_steps)):
             run.marker.tick()
-            seed_test(run.recipe.seed, number, run.context.rank)
-            HERE.shard = shard  # for `launcher.gather`
-            # In the first batch a rank without samples shows whether it has to take part.
-            for batch in shard.micro_batches if shard.own or run.tests_gather is not False else ():
-                made = run.recipe.test_step(model, batch, run.loss_fn)
-                if shard.own:
-                    sums.add(expect_sums(made, "test_step"))
-            if run.tests_gather is None:
-                run.tests_gather = run.context.agree(HERE.used)
-            sums.end_batch(shard.own, left_out(run, shard))
+            _test_batch(run, model, shard, number, (sums, kept))
             if run.pulse.due():
                 exchange(run, saver, report=False)
     sums.end_step(0)
@@ -68,10 +110,49 @@ def test_loop(run: Training, saver: Saver | None) -> Totals:
     check_finite(totals, run.progress.step, run.progress.epoch, "the test loss after")
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
-    return totals
+    rows = kept.gathered(run.context) if kept else {}
+    if rows and run.progress.best is None:  # the first time
+        print(f"kept of {totals.samples} test samples: {size_of(rows) / 1e6:.1f} MB", flush=True)
+    return Tested(totals, metrics_of_test(run, totals, rows), rows)
 
 
-def report_of(run: Training, totals: Totals) -> Report:
-    """Return the report of a test, with the recipe's metrics."""
-    at, numbers = run.progress, (totals.samples, totals.loss, totals.accuracy)
-    return Report("test", at.epoch, at.step, *numbers, metrics=metrics_of(run, totals))
+def _test_batch(
+    run: Training, model: nn.Module, shard: Shard, number: int, into: tuple[Sums, Kept | None]
+) -> None:
+    """Test on this rank's part of the test batch of a number, adding up and keeping what it is."""
+    sums, kept = into
+    seed_test(run.recipe.seed, number, run.context.rank)
+    HERE.shard = shard  # for `launcher.gather`
+    # In the first batch a rank without samples shows whether it has to take part.
+    for batch in shard.micro_batches if shard.own or run.tests_gather is not False else ():
+        made = expect_sums(run.recipe.test_step(model, batch, run.loss_fn), "test_step")
+        if shard.own:
+            sums.add(made)
+        if shard.own and kept:
+            kept.add(made.kept)
+    if run.tests_gather is None:
+        run.tests_gather = run.context.agree(HERE.used)
+    sums.end_batch(shard.own, left_out(run, shard))
+    if kept and shard.own:
+        kept.end_batch(run.test_loader.sampler.places(number).tolist())
+
+
+@torch.no_grad()
+def sanity_test(run: Training) -> None:
+    """Put one test batch through `test_step` and `metrics`, before the first step; collective.
+
+    What a test would trip over after an hour is known in a second, and no number depends on it.
+    """
+    sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
+    run.test_loader.sampler.seek(0)
+    run.loss_watch.look(test=True)
+    HERE.used = False
+    with run.testing() as model, undisturbed_buffers(model):
+        for shard in islice(run.test_loader, 1):
+            _test_batch(run, model, shard, 0, (sums, kept))
+    sums.end_step(0)
+    totals = sums.whole(run.context.reduce(sums.vector()).tolist(), run.context)
+    refuse_left_out(totals.left_out, run.progress.step)
+    metrics = metrics_of(run, totals)
+    if type(run.recipe).test_metrics is Recipe.test_metrics:  # else the name may be one of its own
+        refuse_unknown({**totals.numbers(), **metrics}, run.recipe.best_by, begun=False)

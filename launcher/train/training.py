@@ -1,9 +1,10 @@
 """The state of one run in one process: the parts that the loops work on, and how far they are."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from launcher.ranks.faults import Pulse, StopRequest
 from launcher.ranks.metrics import Sums
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe
-from launcher.recipe.totals import Totals
+from launcher.run.best import name_of
 from launcher.run.mark import Marker
 from launcher.train.trackers import Position, Trackers
 
@@ -40,12 +41,15 @@ class Progress:
     epoch_count: float = 0.0  # what it is a mean over
     train_loss: float | None = None  # mean over the last whole epoch
     test: dict[str, Any] | None = None  # the last: loss, accuracy, correct, samples, metrics
+    best: float | None = None  # score of the best test, larger is better
+    best_step: int = 0  # after how many steps that was
+    without_better: int = 0  # tests since
     seconds: float = 0.0  # wall clock, over all sessions of the run
 
-    def end_epoch(self, test: Totals, metrics: Mapping[str, float] | None = None) -> None:
+    def end_epoch(self, test: dict[str, Any]) -> None:
         """Note a test and go to the start of the next epoch."""
         self.train_loss = self.epoch_loss / (self.epoch_count or 1)
-        self.test = {**test.numbers(), **(metrics or {})}
+        self.test = test
         self.epoch += 1
         self.steps_into_epoch = self.samples_into_epoch = 0
         self.epoch_loss = self.epoch_count = 0.0
@@ -89,6 +93,8 @@ class Training:
     graphs: Graphs | None = None
     tests_gather: bool | None = None  # `test_step` has ranks exchange rows; None: not known yet
     profiler: profile | None = None
+    folder: Path | None = None  # of the run; None: it leaves nothing
+    keep: bool = False  # rows of test samples are to go to a file
     most_steps: int | None = None  # of each loop, and of one epoch only: for debugging
 
     def tested_weights(self) -> AbstractContextManager[None]:
@@ -99,6 +105,25 @@ class Training:
     def epochs(self) -> int:
         """After how many epochs the training is done."""
         return self.recipe.epochs if self.most_steps is None else 1
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last tests were no better than one before them, too often."""
+        patience = self.recipe.patience
+        return patience is not None and self.progress.without_better >= patience
+
+    @property
+    def why_it_ended(self) -> str | None:
+        """Why a run ended before its length was reached, for people; None where it did not."""
+        if not self.out_of_patience:
+            return None
+        progress, name = self.progress, self.recipe.best_by
+        test = progress.test or {}
+        name = name or ("-loss" if name_of(None, test) == "loss" else "accuracy")
+        return (
+            f"no better {name} in {progress.without_better} tests (patience): the best, "
+            f"{abs(progress.best or 0):.6g}, was after step {progress.best_step}"
+        )
 
     @contextmanager
     def testing(self) -> Iterator[nn.Module]:

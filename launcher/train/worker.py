@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from launcher.ranks.faults import StopRequest, not_finite
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, load
 from launcher.recipe.hyperparameters import configure
+from launcher.recipe.only_data import watched
 from launcher.run import checkpoint_files
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir, write_json
@@ -33,13 +34,12 @@ from launcher.train.checkpoint import (
     restore,
 )
 from launcher.train.exchange import checkpoint
-from launcher.train.final import save_weights
+from launcher.train.final import save_rows, save_weights
 from launcher.train.leave import leave
 from launcher.train.loops import train_loop
-from launcher.train.measures import metrics_of
 from launcher.train.prepare import prepare
 from launcher.train.profiling import profiling
-from launcher.train.testing import test_event, test_loop
+from launcher.train.testing import sanity_test, test_event, test_loop
 from launcher.train.trackers import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
 from launcher.train.training import Training
 
@@ -105,9 +105,12 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     """Train and test for what is left of the epochs; collective. Returns what result.json says."""
     progress = training.progress
     training.began = time.perf_counter() - progress.seconds
+    if training.recipe.sanity_test and progress.step == 0 and training.most_steps is None:
+        with training.times.spending("test"):
+            sanity_test(training)
     in_training_s, samples = 0.0, 0
     try:
-        while progress.epoch < training.epochs:
+        while progress.epoch < training.epochs and not training.out_of_patience:
             before, started = progress.samples_into_epoch, time.perf_counter()
             train_loop(training, saver)
             in_training_s += time.perf_counter() - started
@@ -130,6 +133,8 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         "seconds": progress.seconds,
         "samples_per_second": samples / max(in_training_s, 1e-9),
         "time_shares": training.times.shares(),  # of this session, on this rank
+        "out_of_patience": training.recipe.patience if training.out_of_patience else None,
+        "why": training.why_it_ended,
     }
 
 
@@ -137,8 +142,9 @@ def last_words(result: dict[str, Any], run: RunDir | None) -> str:
     """Return the line that ends a completed run."""
     accuracy = accuracy_words(result["test_accuracy"]).replace("Accuracy:", "test accuracy")
     where = f", {shown(run.path)}" if run else ""
+    why = f"Ended: {result['why']}\n" if result["why"] else ""
     return (
-        f"Done: {accuracy}{result['seconds']:.1f} s, "
+        f"{why}Done: {accuracy}{result['seconds']:.1f} s, "
         f"{result['samples_per_second']:,.0f} samples/s{where}"
     )
 
@@ -178,10 +184,10 @@ def work(
             raise RunDirError(f"no checkpoint is valid; `launcher resume` begins at {init_from}")
         refuse_unsaveable(training)
         refuse_unloadable(training)
-        training.trackers = Trackers(rows=rows)
+        training.folder, training.trackers = run.path, Trackers(rows=rows)
         if context.rank == 0:
             training.trackers.add(JsonlTracker(run.metrics, rows), ConsoleTracker())
-        saver = Saver(run, recipe.keep_last, recipe.keep_best)
+        saver = Saver(run, recipe.keep_last, recipe.keep_best, recipe.best_by)
         begun = training.progress.step
         try:
             with profiling(training, run) if profiled else nullcontext():
@@ -207,17 +213,21 @@ def _leave_results(training: Training, run: RunDir, result: dict[str, Any]) -> N
     print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
 
 
-def test(recipe: Recipe, run: RunDir, context: Context, path: Path) -> None:
+def test(recipe: Recipe, run: RunDir, context: Context, told: Mapping[str, Any]) -> None:
     """Test a checkpoint in this process; collective. Rank 0 leaves the numbers in result.json."""
+    path, keep = Path(told["test"]), told.get("keep")
+    recipe = watched(recipe, told.get("only_data", ()))
     context.marker = Marker(run.mark(context.rank))
     training = prepare(recipe, context, StopRequest())
+    training.keep = bool(keep)
     load_to_test(training, path)
     with training.tested_weights():
-        totals = test_loop(training, None)
-    tested = totals.numbers() | metrics_of(training, totals)
+        tested = test_loop(training, None)
+    if keep:
+        context.from_first(lambda: save_rows(tested.rows, Path(keep)), "--keep")
     if context.rank == 0:
         result = {"state": "completed", "world_size": context.world_size}
-        write_json(run.result, result | told_of_test(tested))
+        write_json(run.result, result | told_of_test(tested.numbers()))
 
 
 def ended(record: Record, run: RunDir, log: TextIO, do: Callable[[], None]) -> int:
@@ -267,7 +277,7 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
         expected_world=told["world_size"],
     )
     if told.get("test"):
-        test(recipe, run, context, Path(told["test"]))
+        test(recipe, run, context, told)
     else:
         begins = {"init_from": Path(told["init_from"])} if told.get("init_from") else {}
         work(recipe, run, context, source, profiled=bool(told.get("profile")), **begins)

@@ -139,3 +139,37 @@ def test_passes_that_cannot_be_recorded_are_told_with_the_way_out() -> None:
     with pytest.raises(RecipeError, match="cannot be recorded for cuda_graphs: operation") as told:
         graphs.run(lambda _: StepSums(torch.ones(()), 1), torch.ones(1))
     assert ".item()" in str(told.value.hint)
+
+
+def test_sums_that_a_recipe_names_are_those_of_each_replay() -> None:
+    total = torch.zeros(2)
+
+    def passes(batch: Tensor) -> StepSums:
+        total.copy_(batch.sum(0))  # where a recording has written
+        return StepSums(batch.sum(), len(batch), sums={"total": total})
+
+    def record(passes: Passes, batch: Any) -> tuple[Callable[[], None], StepSums]:
+        def replay() -> None:
+            passes(batch)
+
+        return replay, passes(batch)
+
+    graphs = Graphs([], record)
+    batches = [torch.full((3, 2), float(number)) for number in range(6)]
+    sums = [graphs.run(passes, batch).sums["total"].clone() for batch in batches[:3]]
+    sums += [graphs.run(passes, batch).sums["total"] for batch in batches[3:]]
+    assert [one.tolist() for one in sums] == [[3.0 * number] * 2 for number in range(6)]
+
+
+def test_a_sum_that_a_replay_would_not_make_anew_is_refused() -> None:
+    def record(passes: Passes, batch: Any) -> tuple[Callable[[], None], StepSums]:
+        return lambda: None, passes(batch)
+
+    def passes(batch: Tensor) -> StepSums:
+        return StepSums(batch.sum(), 1, sums={"n": torch.zeros((), device="meta")})
+
+    graphs = Graphs([], record)
+    for _ in range(3):
+        graphs.run(passes, torch.ones(2))
+    with pytest.raises(RecipeError, match="the sum `n` is made on the host"):
+        graphs.run(passes, torch.ones(2))

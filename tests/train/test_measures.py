@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training import RECIPES, Run, launcher, many_runs
 
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
@@ -18,8 +19,18 @@ CASES: list[dict[str, Any]] = [
     {"name": "micro", "recipe": "counted", "micro_batch_size": 3},
     # a last batch of one sample and tests of one: there are ranks that see nothing
     {"name": "few", "recipe": "counted", "batch_size": 2, "samples": 13, "test_samples": 1},
+    {"name": "bold", "recipe": "counted", "sanity_test": False},
+    {"name": "loaded", "recipe": "sampled", "num_workers": 2, "epochs": 1},
+    {"name": "loaded-bold", "recipe": "sampled", "num_workers": 2, "epochs": 1}
+    | {"sanity_test": False},
+    {"name": "stale", "recipe": "counted", "learning_rate": 0.0, "epochs": 9, "patience": 2},
+    {"name": "chosen", "recipe": "counted", "learning_rate": 2.0, "epochs": 5, "keep_last": 1}
+    | {"best_by": "-error"},
 ]
+# At the rate of the last one rounding grows.
+OWN = [case["name"] for case in CASES[:-1] if case["recipe"] == "counted"]
 NAMES = ("top2", "miou", "spread", "error")
+OF_ROWS = ("median", "weighted")  # of rows that tests keep
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("name", [case["name"] for case in CASES])
+@pytest.mark.parametrize("name", OWN)
 def test_metrics_of_sums_are_those_of_one_process(
     folders: dict[int, Path], world: int, name: str
 ) -> None:
@@ -40,7 +51,10 @@ def test_metrics_of_sums_are_those_of_one_process(
     for mine, theirs in zip(got, expected, strict=True):
         assert [mine[n] for n in NAMES] == pytest.approx([theirs[n] for n in NAMES], abs=1e-12)
         assert mine["samples"] == theirs["samples"]
-    for metric in NAMES:
+        assert mine.keys() == theirs.keys()
+        for metric in OF_ROWS if mine["split"] == "test" else ():  # they tell of the order
+            assert mine[metric] == pytest.approx(theirs[metric], abs=1e-12)
+    for metric in (*NAMES, *OF_ROWS):
         assert Run(folders[world] / name).result[f"test_{metric}"] == pytest.approx(
             Run(folders[1] / name).result[f"test_{metric}"], abs=1e-12
         )
@@ -55,6 +69,74 @@ def test_a_metric_is_what_the_data_say(folders: dict[int, Path]) -> None:
     x = torch.randn(101, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert sum(trained) == pytest.approx(2 * float(x.sum()), abs=1e-12)
     assert all(row["error"] == math.sqrt(row["loss"]) for row in run.rows)
+
+
+@pytest.mark.parametrize(("with_it", "without"), [("plain", "bold"), ("loaded", "loaded-bold")])
+def test_a_sanity_test_changes_no_number(
+    folders: dict[int, Path], with_it: str, without: str
+) -> None:
+    for folder in folders.values():
+        one, other = Run(folder / with_it), Run(folder / without)
+        assert one.weight_bytes == other.weight_bytes
+        assert [row["loss"] for row in one.rows] == [row["loss"] for row in other.rows]
+
+
+def test_patience_ends_a_run_which_is_then_completed(folders: dict[int, Path]) -> None:
+    for folder in folders.values():
+        run = Run(folder / "stale")
+        assert sum(row["split"] == "test" for row in run.rows) == 3
+        result = run.result
+        assert (result["state"], result["epoch"], result["out_of_patience"]) == ("completed", 3, 2)
+        assert "no better -loss in 2 tests" in result["why"]
+        assert "after step 11" in result["why"]
+        said = launcher("resume", run.path, cwd=folder)
+        assert said.returncode == 0, said.stderr
+        assert f"completed: {result['why']}" in said.stdout
+        assert Run(folder / "plain").result["why"] is None
+
+
+def test_the_best_is_kept_by_the_metric_that_best_by_names(folders: dict[int, Path]) -> None:
+    for folder in folders.values():
+        run = Run(folder / "chosen")
+        tests = [row for row in run.rows if row["split"] == "test"]
+        best = min(tests, key=lambda row: row["error"])
+        kept = sorted(int(path.name[5:13]) for path in (run.path / "checkpoints").glob("step-*"))
+        assert kept == sorted({best["step"], 55})
+    said = launcher("checkpoints", run.path, cwd=folder)
+    assert f"step {best['step']:>8}" in said.stdout
+    assert f"error {best['error']}" in said.stdout
+
+
+def test_a_metric_that_is_not_there_is_known_before_the_first_step(tmp_path: Path) -> None:
+    words = ["best_by=miuo", "--run-dir", "r"]
+    done = launcher("run", RECIPES / "counted.py", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean `miou`?" in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_after_a_test_the_recipe_leaves_files_of_its_own(
+    folders: dict[int, Path], world: int
+) -> None:
+    run = Run(folders[world] / "plain")
+    made = sorted(path.name for path in (run.path / "after_test").iterdir())
+    assert made == ["step-11", "step-22"]
+    for row in (row for row in run.rows if row["split"] == "test"):
+        step, miou, told = (
+            (run.path / f"after_test/step-{row['step']}/told.txt").read_text().split()
+        )
+        assert (int(step), float(miou)) == (row["step"], row["miou"])
+        assert int(told) in range(4)
+
+
+def test_what_runs_on_one_process_alone_may_not_talk_to_others(tmp_path: Path) -> None:
+    words = ["epochs=1", "talks=true", "--nproc", 2, "--run-dir", "r"]
+    done = launcher("run", RECIPES / "counted.py", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "`after_test` talks to other processes" in done.stderr
+    assert [row["split"] for row in Run(tmp_path / "r").rows][-1] == "test"
+    assert not any((tmp_path / "r" / "after_test").iterdir())
 
 
 def test_sums_since_the_last_report_survive_a_kill_and_another_world(tmp_path: Path) -> None:
@@ -86,6 +168,7 @@ def test_sums_since_the_last_report_survive_a_kill_and_another_world(tmp_path: P
         f"miou {whole.result['test_miou']:.6}"[:10]
         in launcher("test", "whole", cwd=tmp_path).stdout
     )
+    keep_rows(tmp_path)
     listed = launcher("runs", ".", cwd=tmp_path).stdout
     assert "test miou" in listed.splitlines()[0]
     assert f"{whole.result['test_miou']:.4f}" in listed
@@ -95,6 +178,29 @@ def test_sums_since_the_last_report_survive_a_kill_and_another_world(tmp_path: P
     page = (whole.path / "report.html").read_text()
     assert "<h3>miou</h3>" in page
     assert "<th>Test miou</th>" in page
+
+
+def keep_rows(folder: Path) -> None:
+    """Keep what a test keeps in a file, of another test set, on two processes."""
+    words = ["whole", "test_samples=23", "--nproc", 2, "--keep", "rows.safetensors"]
+    done = launcher("test", *words, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["test_samples"] == 23
+    rows = load_file(folder / "rows.safetensors")
+    x = torch.randn(23, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.equal(rows["x"], x)
+    labels = (x[:, 0] > 0).long() * 2 + (x[:, 1] > 0).long()
+    assert rows["parts.offsets"].tolist() == [0, *labels.cumsum(0).tolist()]
+    parts = [row[:label] for row, label in zip(x, labels.tolist(), strict=True)]
+    assert torch.equal(rows["parts.values"], torch.cat(parts))
+    for refused, why in (
+        (words, "rows.safetensors` exists"),
+        (["whole", "learning_rate=1"], "a test cannot change `learning_rate`"),
+        (["whole", "hidden=8"], "`model` reads it"),
+    ):
+        done = launcher("test", *refused, cwd=folder)
+        assert done.returncode == 2
+        assert why in done.stderr
 
 
 @pytest.mark.parametrize(

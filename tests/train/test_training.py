@@ -90,7 +90,7 @@ def made(recipe: Recipe) -> Training:
 
 def epoch(training: Training) -> None:
     train_loop(training, None)
-    training.progress.end_epoch(run_test(training, None))
+    training.progress.end_epoch(run_test(training, None).numbers())
 
 
 def test_what_a_recipe_has_frozen_stays_frozen() -> None:
