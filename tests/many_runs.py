@@ -2,14 +2,22 @@
 
 import gc
 import json
+import os
+import signal
 import sys
+from collections import Counter
+from contextlib import suppress
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from launcher.errors import Stopped
 from launcher.ranks.context import Context
+from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, load
 from launcher.recipe.hyperparameters import configure
 from launcher.run import config
@@ -32,16 +40,35 @@ def main(cases: Path, folder: Path, *, cpu: bool) -> None:
         torch.nn.parallel.DistributedDataParallel = KnowsItsDevice  # type: ignore[misc]
     context = Context(cpu=cpu)
     for case in json.loads(cases.read_text()):
-        name, recipe_name = case.pop("name"), case.pop("recipe")
+        name, recipe_name, stops = case.pop("name"), case.pop("recipe"), case.pop("stops", [])
         file = find(str(RECIPES / f"{recipe_name}.py"))
         recipe = configure(load(file), file.name, case)
         run = RunDir(folder / name)
         if context.rank == 0:
             run.create(config.describe(file, recipe, nproc=context.world_size), file.source)
         gc.collect()  # the last case's DDP goes now, and not in the middle of a step
-        context.agree(False)
-        work(recipe, run, context, file.source)
+        for stop in [*stops, None]:
+            context.agree(False)
+            with suppress(Stopped):
+                work(stopped_in(recipe, stop), run, context, file.source)
+            assert context.rank > 0 or run.result.exists() == (stop is None)
     context.close()
+
+
+def stopped_in(recipe: Recipe, call: list[Any] | None) -> Recipe:
+    """The same recipe; the n-th pass of a kind, `["test", n]`, asks this process to stop."""
+    recipe, passes = copy(recipe), Counter[str]()
+
+    def counted(inner: Any, kind: str, model: torch.nn.Module, *given: Any) -> Any:
+        passes[kind] += model.training == (kind == "train")  # a test step may be a train step
+        if [kind, passes[kind]] == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(model, *given)
+
+    for kind in ("train", "test"):
+        name = f"{kind}_step"
+        object.__setattr__(recipe, name, partial(counted, getattr(recipe, name), kind))
+    return recipe
 
 
 if __name__ == "__main__":

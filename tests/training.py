@@ -90,7 +90,8 @@ def many_runs(
 ) -> None:
     """Train all cases in one set of `world_size` processes: start-up is paid once.
 
-    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters. `in_ddp`
+    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters; `stops`
+    are passes, like ["test", 2], in which it is stopped, to be gone on with. `in_ddp`
     makes a group, and so DDP, of one process, too; without `cpu` they train on a GPU.
     """
     listed = folder / "cases.json"

@@ -200,7 +200,7 @@ def resume(
     """Continue the run in RUN_DIR from its newest valid checkpoint.
 
     It goes on in the folder where it was started. The number of processes may differ from before.
-    `epochs=N` extends a run that has completed.
+    `epochs=N` or `steps=N` extends a run that has completed.
     Several machines must all see RUN_DIR.
     """
     folder = RunDir(run_dir.absolute())
@@ -220,9 +220,9 @@ def resume(
     if mode := wandb.asked_for(tracking):
         config["tracking"]["mode"] = mode
     asked = config["hyperparameters"]
-    epochs = asked["epochs"]
     if is_completed(folder, asked):
-        more = f"all {epochs} epochs are done; `epochs={2 * epochs}` extends it"
+        unit = "steps" if asked.get("steps") else "epochs"
+        more = f"all {asked[unit]} {unit} are done; `{unit}={2 * asked[unit]}` extends it"
         if why := why_it_ended(folder, asked):
             more = f"{why}; `patience={2 * asked['patience']} --allow-changes` goes on"
         say(f"completed: {more}")

@@ -149,14 +149,14 @@ def _cells(
     """Return a line of the table, by heading; `own` are names of metrics, and of best ones."""
     metrics, best = own
     name = run.path.absolute().name if run.path == folder else run.path.relative_to(folder)
-    asked = run.hyperparameters.get("epochs", "?")
+    epochs, steps = (run.hyperparameters.get(unit) for unit in ("epochs", "steps"))
     return {
         "run": word(name),
         "state": run.state,
         "recipe": run.recipe,
         "processes": word(run.world_size or "-"),
-        "epoch": f"{run.epochs}/{word(asked)}",
-        "step": str(run.step),
+        "epoch": str(run.epochs) if steps else f"{run.epochs}/{word(epochs or '?')}",
+        "step": f"{run.step}/{word(steps)}" if steps else str(run.step),
         "train loss": _loss(run.train_loss),
         "test loss": _loss(run.test_loss),
         "best loss": _loss(run.best_test_loss),

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from launcher.data.randomness import Numbers, Permutation
+from launcher.errors import RecipeError
 
 Order = Callable[[int], Numbers]  # of an epoch: the names of its samples (see randomness.named)
 Partners = Callable[[int, int, int], Numbers]  # of (epoch, step, size): a place for each place
@@ -48,7 +49,7 @@ class ShardIndices(NamedTuple):
 
 
 class ShardSampler(DistributedSampler[ShardIndices]):
-    """Torch's DistributedSampler by global batches: never pads, never drops.
+    """Torch's DistributedSampler by global batches: never pads, and drops only what it is told to.
 
     The order is torch's: `randperm` from seed + epoch, a list in memory. Where more than
     `torch_order_up_to` samples would make it long it is a Permutation, so that an epoch starts
@@ -74,6 +75,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         torch_order_up_to: int = 2_000_000,
         order: Order | None = None,
         partners: Partners | None = None,
+        drop_last: bool = False,
     ) -> None:
         # The base class needs nothing of a dataset but its length.
         super().__init__(range(size), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
@@ -82,19 +84,30 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         self.micro_batch_size = micro_batch_size or batch_size
         self.torch_order_up_to = torch_order_up_to
         self.first_step = 0
+        self.drop_last = drop_last  # the ragged last batch of each epoch is left out
         self._resize(len(order(0)) if order else size)
 
     def _resize(self, size: int) -> None:
-        """Have epochs of so many samples from now on."""
+        """Have epochs of so many samples from now on; raises RecipeError where no batch is left."""
         self.size = self.total_size = size  # the base class rounds it up to multiples of the world
-        full, rest = divmod(size, self.batch_size)
+        if not self.steps:
+            raise RecipeError(
+                f"`drop_last` leaves nothing to train on: {size} samples are less than one batch "
+                f"of {self.batch_size}",
+                hint="give a smaller batch_size, or leave drop_last out",
+            )
+        full = size // self.batch_size
         self.num_samples = full * len(range(self.rank, self.batch_size, self.num_replicas))
-        self.num_samples += len(range(self.rank, rest, self.num_replicas))
+        self.num_samples += len(range(self.rank, self.rest(), self.num_replicas))
 
     @property
     def steps(self) -> int:
         """Steps in a whole epoch."""
-        return -(-self.size // self.batch_size)
+        return self.size // self.batch_size + bool(self.rest())
+
+    def rest(self, batch_size: int | None = None) -> int:
+        """Return the samples of the ragged last batch, 0 where there is none."""
+        return 0 if self.drop_last else self.size % (batch_size or self.batch_size)
 
     def order(self, epoch: int | None = None) -> dict[str, Any]:
         """Return what the order of an epoch, and its steps, depend on: no number of ranks.
@@ -118,7 +131,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         """
         batch = batch_size or self.batch_size
         most = batch if self.micro_batch_size == self.batch_size else self.micro_batch_size
-        batches = {min(batch, self.size), self.size % batch or batch}
+        batches = {min(batch, self.size), self.rest(batch) or batch}
         worlds = self.num_replicas
         shards = {max(1, n) for size in batches for n in (size // worlds, -(-size // worlds))}
         return min(shard if shard <= most else shard % most or most for shard in shards)

@@ -56,8 +56,9 @@ def where_it_began(run: RunDir) -> Iterator[None]:
 def is_completed(run: RunDir, asked: Mapping[str, Any]) -> bool:
     """Whether a run has nothing left to do for what these hyperparameters ask for."""
     result = read_json(run.result) or {}
-    epoch = result.get("epoch")
-    whole = isinstance(epoch, int) and epoch >= asked["epochs"]
+    steps = asked.get("steps")
+    done, length = (result.get("step"), steps) if steps else (result.get("epoch"), asked["epochs"])
+    whole = isinstance(done, int) and done >= length
     return result.get("state") == "completed" and (whole or bool(why_it_ended(run, asked)))
 
 
@@ -75,7 +76,8 @@ def resumed(
 ) -> dict[str, Any]:
     """Return the configuration that a run goes on with.
 
-    Raises BadInput where a hyperparameter other than `epochs` would change, with the difference.
+    Raises BadInput where a hyperparameter other than its length (`epochs`, `steps`) would change,
+    with the difference.
     """
     told = {"tracking": wandb.tracking(run.path.name, "disabled")} | run.read_config()
     recipe_type = outline(recipe_of(run))
@@ -84,7 +86,7 @@ def resumed(
     # A hyperparameter that the run did not know, at its default, came with a newer launcher.
     known = before.keys() | overrides.keys()
     changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
-    others = [k for k in changes if k != "epochs"]
+    others = [k for k in changes if k not in ("epochs", "steps")]
     if others and not allow_changes:
         told_of = {k: [shown_value(k, v) for v in changes[k]] for k in others}
         shown = ", ".join(f"{k} from {old} to {new}" for k, (old, new) in told_of.items())

@@ -17,6 +17,7 @@ class StepTimes:
 
     def __init__(self) -> None:
         self.spent: defaultdict[str, float] = defaultdict(float)
+        self.trained = 0  # samples of global batches, in all of the session
         self._began = time.perf_counter()
         self.start()
 
@@ -69,3 +70,4 @@ class StepTimes:
         """Count a step over a global batch of so many samples."""
         self.steps += 1
         self.samples += samples
+        self.trained += samples

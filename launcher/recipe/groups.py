@@ -11,6 +11,7 @@ from typing import Literal
 # The least value of a hyperparameter, by name, so that a recipe may give its own default.
 AT_LEAST: Mapping[str, float] = {
     "epochs": 1,
+    "steps": 1,
     "batch_size": 1,
     "micro_batch_size": 1,
     "num_workers": 0,
@@ -19,6 +20,7 @@ AT_LEAST: Mapping[str, float] = {
     "learning_rate": 0,
     "clip_norm": 0,
     "ema_decay": 0,
+    "test_every": 1,
     "test_batch_size": 1,
     "patience": 1,
     "keep_best": 0,
@@ -35,6 +37,8 @@ class Length:
     """Length."""
 
     epochs: int = 1  # passes over the training data
+    steps: int | None = None  # length of the run in optimizer steps, instead of `epochs`
+    drop_last: bool = False  # leave the ragged last batch of an epoch out
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Optimisation:
 class Tests:
     """Tests and the best."""
 
+    test_every: int | None = None  # steps between tests; none: one an epoch. At the end, too
     test_batch_size: int = 1000  # samples of one test batch, over all processes together
     best_by: str | None = None  # metric of the best test, "-name": least; none: accuracy, or -loss
     patience: int | None = None  # tests without a better one after which training ends
@@ -89,7 +94,7 @@ class Tests:
 class Checkpoints:
     """Checkpoints."""
 
-    checkpoint_every: int | None = None  # steps between two checkpoints, besides one an epoch
+    checkpoint_every: int | None = None  # steps between two checkpoints, besides one a test
     keep_last: int = 3  # newest checkpoints to keep
     log_model: bool = False  # upload the final weights to W&B, as an artifact
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from launcher.errors import RecipeError, did_you_mean
 from launcher.masks import shown_value
 from launcher.recipe.base import Recipe
-from launcher.recipe.groups import GROUPS
+from launcher.recipe.groups import GROUPS, Length
 from launcher.recipe.values import alternatives, convert, is_expressible
 
 # What people call hyperparameters that every recipe has, or many have.
@@ -109,14 +109,42 @@ def configure(recipe_type: type[Recipe], name: str, values: Mapping[str, Any]) -
     Raises RecipeError for an unknown key, a wrong type or a value out of range.
     """
     hints = _hyperparameter_types(recipe_type)
+    _refuse_two_lengths(recipe_type, name)
     typed = {}
     for key, value in values.items():
         typed[key] = _typed(key, _hint(key, name, hints), value)
+    words = [key for key, value in values.items() if isinstance(value, str)]
+    typed |= one_length(key for key in words if typed[key] is not None)
     try:
         return recipe_type(**typed)
     except (AssertionError, TypeError, ValueError) as error:
         why = str(error) or type(error).__name__
         raise RecipeError(f"recipe `{name}` refuses its hyperparameters: {why}") from error
+
+
+def one_length(given: Iterable[str]) -> dict[str, None]:
+    """Return what else holds where a run's length is given by these hyperparameters.
+
+    Raises RecipeError where it is given twice.
+    """
+    lengths = {"epochs", "steps"}.intersection(given)
+    if len(lengths) > 1:
+        raise RecipeError(
+            "`epochs` and `steps` are both given, and each says how long the run is",
+            hint="give one of them",
+        )
+    return {"steps": None} if "epochs" in lengths else {}
+
+
+def _refuse_two_lengths(recipe_type: type[Recipe], name: str) -> None:
+    others = [one for one in recipe_type.__mro__ if one is not Length]
+    own = {field for one in others for field in inspect.get_annotations(one)}
+    fields = {field.name: field for field in dataclasses.fields(recipe_type)}
+    if {"epochs", "steps"} <= own and _default(fields["steps"]) is not None:
+        raise RecipeError(
+            f"recipe `{name}` sets both `epochs` and `steps`, each of which says how long it runs",
+            hint="leave one of them out of its class, and of those it inherits from",
+        )
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:

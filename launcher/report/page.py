@@ -163,8 +163,8 @@ def results(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
     """Return how the runs ended: a heading, and a cell for each run."""
     return {
         "State": [run.state for run in runs],
-        "Epochs": [f"{r.epochs} of {word(r.hyperparameters.get('epochs', '?'))}" for r in runs],
-        "Steps": [f"{run.step:,}" for run in runs],
+        "Epochs": [_of(run.epochs, run, "epochs") for run in runs],
+        "Steps": [_of(run.step, run, "steps") for run in runs],
         "Train loss": _cells((run.train_loss for run in runs), ".4g"),
         "Test loss": _cells((run.test_loss for run in runs), ".4g"),
         "best": _cells((run.best_test_loss for run in runs), ".4g"),
@@ -182,6 +182,13 @@ def results(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
         "Samples/s": _cells((run.samples_per_second for run in runs), ",.0f"),
         "Processes": _cells((run.world_size for run in runs), "d"),
     }
+
+
+def _of(done: int, run: RunSummary, unit: str) -> str:
+    """Return how much is done, and of how much where that is how the run's length is given."""
+    asked = run.hyperparameters
+    counts = unit == ("steps" if asked.get("steps") else "epochs")
+    return f"{done:,}" + (f" of {word(asked.get(unit, '?'))}" if counts else "")
 
 
 def machine(run: RunSummary) -> dict[str, Any]:

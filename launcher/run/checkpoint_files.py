@@ -19,7 +19,7 @@ from launcher.errors import RunDirError
 from launcher.files import set_mode, sync
 from launcher.run.best import in_facts, score
 
-_NAME = re.compile(r"step-(\d+)-epoch-(\d+)")
+_NAME = re.compile(r"step-(\d+)-epoch-(\d+)(-before-test)?")
 _HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
 MODEL = "model.safetensors"
 TRAINING = "training.pt"
@@ -41,9 +41,9 @@ class Checkpoint:
         return score(in_facts(self.facts), best_by)
 
 
-def name_of(step: int, epoch: int) -> str:
-    """Return the name of the checkpoint at a position."""
-    return f"step-{step:08d}-epoch-{epoch:04d}"
+def name_of(step: int, epoch: int, *, before_test: bool = False) -> str:
+    """Return the name of the checkpoint at a position, whose test may be still to be made."""
+    return f"step-{step:08d}-epoch-{epoch:04d}" + "-before-test" * before_test
 
 
 def all_of(folder: Path) -> list[Checkpoint]:
@@ -63,7 +63,8 @@ def all_of(folder: Path) -> list[Checkpoint]:
             except PermissionError as error:
                 raise RunDirError(f"`{path}` cannot be read: {error.strerror}") from error
             found.append(Checkpoint(path, int(match[1]), int(match[2]), facts, size))
-    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.epoch))
+    # A name that goes on comes first: before its test.
+    return sorted(found, key=lambda one: (one.step, one.epoch, -len(one.path.name)))
 
 
 def problem(checkpoint: Checkpoint) -> str | None:

@@ -85,7 +85,7 @@ def summary(path: Path) -> RunSummary:
         state=state,
         created=created if 0 < created < 1e11 else run.config.stat().st_mtime,
         world_size=_whole(result.get("world_size", config.get("world_size"))),
-        epochs=_whole(test.get("epoch", -1), -1) + 1,
+        epochs=max(map(whole_epochs, (train, test))),
         step=max(_whole(row.get("step"), 0) for row in (train, test, result)),
         train_loss=_first(result.get("train_loss"), train.get("loss")),
         test_loss=_first(result.get("test_loss"), test.get("loss")),
@@ -142,6 +142,12 @@ def word(value: Any) -> str:
     """Return a value as the command line takes it, on one line and without control characters."""
     text = shown(value)
     return text if text.isprintable() else json.dumps(text)
+
+
+def whole_epochs(row: Mapping[str, Any]) -> int:
+    """Return how many epochs were over at a report; in rows of old tests were where one ended."""
+    of_old = _whole(row.get("epoch", 0), 0) + (row.get("split") == "test")
+    return int(_whole(row.get("epochs"), of_old))
 
 
 def age(seconds: float) -> str:

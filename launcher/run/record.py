@@ -108,12 +108,13 @@ def _lost_a_peer(error: BaseException) -> bool:
 def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: float) -> None:
     """Write the result.json of a run that stopped or failed, as far as metrics.jsonl knows."""
     last = run.last_report()
+    of_old = last.get("epoch", 0) + (last.get("split") == "test")  # tests were where one ended
     numbers = ("train_loss", "test_loss", "test_accuracy", "test_correct", "test_samples")
     write_json(
         run.result,
         {
             "state": "stopped" if isinstance(error, Stopped) else "failed",
-            "epoch": last.get("epoch", 0) + (last.get("split") == "test"),  # whole ones
+            "epoch": last.get("epochs", of_old),  # whole ones
             "step": last.get("step", 0),
             "world_size": world_size,
             **dict.fromkeys(numbers),

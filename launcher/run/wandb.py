@@ -34,6 +34,7 @@ _PAGE = {
     "samples": "{split}/samples",
     "step": "trainer/step",
     "epoch": "trainer/epoch",
+    "epochs": "trainer/epochs",
     "time": "trainer/time",
     "learning_rate": "trainer/learning_rate",
     "gradient_norm": "trainer/gradient_norm",

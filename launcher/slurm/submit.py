@@ -15,7 +15,7 @@ from launcher.files import make_new_folder, remove_empty
 from launcher.masks import masked_words
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, find, outline
-from launcher.recipe.hyperparameters import configure, grid, split_overrides
+from launcher.recipe.hyperparameters import configure, grid, one_length, split_overrides
 from launcher.run import wandb
 from launcher.run.config import describe, new_run_path
 from launcher.run.directory import RunDir, write_json, write_text
@@ -235,9 +235,10 @@ def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
     overrides, axes = split_overrides(wishes.overrides), split_overrides(wishes.grid)
     if twice := overrides.keys() & axes.keys():
         raise BadInput(f"`{min(twice)}` is given as an override and in --grid")
+    length = one_length([*overrides, *axes])
     recipe_type = outline(file)
     for point in grid(recipe_type, wishes.recipe, axes):
-        yield configure(recipe_type, wishes.recipe, overrides | point)
+        yield configure(recipe_type, wishes.recipe, overrides | length | point)
 
 
 def _config(plan: Plan) -> dict[str, Any]:

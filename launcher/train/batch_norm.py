@@ -50,7 +50,7 @@ class _Look:
 
 def _refuse_ghosts(name: str, sampler: ShardSampler) -> None:
     """Raise RecipeError where ranks would not take part in shared statistics alike."""
-    world, rest = sampler.num_replicas, sampler.size % sampler.batch_size
+    world, rest = sampler.num_replicas, sampler.rest()
     least = min(sampler.batch_size, rest or sampler.batch_size)
     if world > 1 and (least < world or sampler.micro_batch_size * world < sampler.batch_size):
         raise RecipeError(
@@ -62,8 +62,7 @@ def _refuse_ghosts(name: str, sampler: ShardSampler) -> None:
 
 def _words(sampler: ShardSampler) -> str:
     words = f"{sampler.size} samples in batches of {sampler.batch_size}"
-    rest = sampler.size % sampler.batch_size
-    words += f", the last one of {rest}" if rest else ""
+    words += f", the last one of {rest}" if (rest := sampler.rest()) else ""
     if sampler.micro_batch_size < sampler.batch_size:
         words += f", in micro-batches of {sampler.micro_batch_size}"
     return f"{words}, for {sampler.num_replicas} process(es)"

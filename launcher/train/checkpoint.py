@@ -63,7 +63,8 @@ class Saver:
         if training.context.rank:
             return
         self.wait(training.marker)
-        name = files.name_of(training.progress.step, training.progress.epoch)
+        progress, before_test = training.progress, training.test_is_due
+        name = files.name_of(progress.step, progress.epoch, before_test=before_test)
         if (self.folder / name).exists():
             return
         model = on_host(captured(unwrapped(training.model)))
@@ -167,6 +168,8 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
         training.scheduler.load_state_dict(on_host(state["scheduler"]))
     for field, value in state["progress"].items():
         setattr(training.progress, field, value)
+    if not training.progress.steps_into_epoch:  # one of old does not tell, and was saved tested
+        training.progress.tested = state["progress"].get("tested", training.progress.step)
     training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
     return int(state["rows"])
 
@@ -260,7 +263,8 @@ def refuse_unloadable(training: Training) -> None:
 
 
 def _facts(training: Training) -> dict[str, Any]:
-    tested = training.progress.test if training.progress.steps_into_epoch == 0 else None
+    progress = training.progress
+    tested = progress.test if progress.tested == progress.step else None
     return {**told_of_test(tested), "world_size": training.context.world_size}
 
 

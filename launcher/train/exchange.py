@@ -102,6 +102,7 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
         samples=totals.samples,
         loss=totals.loss,
         accuracy=totals.accuracy,
+        epochs=run.whole_epochs,
         learning_rate=None if measured.learning_rate is None else float(measured.learning_rate),
         gradient_norm=None if norm is None else float(norm),
         samples_per_second=times.samples / mean_s,

@@ -6,18 +6,19 @@ from launcher.data.randomness import seed_step
 from launcher.train.checkpoint import Saver, refuse_unsaveable
 from launcher.train.exchange import checkpoint, exchange
 from launcher.train.step import train_step
+from launcher.train.testing import test_event
 from launcher.train.training import Training
 
 
 def train_loop(run: Training, saver: Saver | None) -> None:
-    """Train for one epoch, or for what is left of it; collective.
+    """Train for one epoch, or for what is left of it or of the run; collective.
 
     Raises Stopped and NonFiniteLoss, each on all ranks after the same step.
     """
     recipe, progress, sampler = run.recipe, run.progress, run.train_loader.sampler
     run.trackers.progress(run.position)
     sampler.seek(progress.epoch, progress.steps_into_epoch)
-    end = min(sampler.steps, run.most_steps or sampler.steps)
+    end = min(run.per_epoch, progress.steps_into_epoch + run.length - progress.step)
     run.times.start()
     run.loss_watch.look()
     batches = islice(run.train_loader, end - progress.steps_into_epoch)
@@ -25,8 +26,8 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         run.marker.tick()
         seed_step(recipe.seed, progress.step, run.context.rank)
         steps = progress.steps_into_epoch + 1
-        last = steps == end
-        report = last or steps % recipe.log_every == 0
+        tested = run.tests_after(progress.step + 1, steps)
+        report = tested or steps == end or steps % recipe.log_every == 0
         train_step(run, shard, measure=report)
         progress.step += 1
         progress.steps_into_epoch = steps
@@ -42,5 +43,13 @@ def train_loop(run: Training, saver: Saver | None) -> None:
                 exchange(run, saver, report=report)
             if saver:
                 saver.reserve(run)
-        if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0 and not last:
+        if tested:
+            test_event(run, saver)
+            if run.done:
+                break
+            run.times.start()
+            run.loss_watch.look()
+            continue
+        run.end_whole_epoch()
+        if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0:
             checkpoint(run, saver)

@@ -192,6 +192,7 @@ def _loader(
         torch_order_up_to=recipe.torch_order_up_to,
         order=order,
         partners=None if test else partners_of(recipe),
+        drop_last=recipe.drop_last and not test,
     )
     debugged = most_steps is not None  # in one process, but for data workers that are asked for
     return Loader(data, sampler, recipe, context.device, alone=debugged, test=test)

@@ -53,9 +53,10 @@ def test_event(run: Training, saver: Saver | None) -> None:
     """
     with run.times.spending("test"), run.tested_weights():
         tested = test_loop(run, saver)
-        run.progress.end_epoch(tested.numbers())
+        run.progress.end_test(tested.numbers())
         note_best(run)
         report_test(run, tested)
+    run.end_whole_epoch()
     checkpoint(run, saver)
 
 
@@ -66,7 +67,8 @@ def report_test(run: Training, tested: Tested) -> None:
     """
     totals, at = tested.totals, run.progress
     numbers = totals.samples, totals.loss, totals.accuracy
-    report = Report("test", at.epoch, at.step, *numbers, metrics=tested.metrics)
+    ended = run.whole_epochs
+    report = Report("test", at.epoch, at.step, *numbers, epochs=ended, metrics=tested.metrics)
     try:
         if type(run.recipe).after_test is not Recipe.after_test and run.folder:
             run.context.from_first(partial(_after_test, run, report), "`after_test`")

@@ -27,6 +27,7 @@ class Report:
     samples: int  # samples that this report is over
     loss: float
     accuracy: float | None  # 0 to 1
+    epochs: int = 0  # whole ones done
     time: float = field(default_factory=time.time)  # seconds since 1970
     # Of training alone:
     learning_rate: float | None = None  # of the last step

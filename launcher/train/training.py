@@ -41,15 +41,24 @@ class Progress:
     epoch_count: float = 0.0  # what it is a mean over
     train_loss: float | None = None  # mean over the last whole epoch
     test: dict[str, Any] | None = None  # the last: loss, accuracy, correct, samples, metrics
+    tested: int = 0  # after how many steps that was
     best: float | None = None  # score of the best test, larger is better
     best_step: int = 0  # after how many steps that was
     without_better: int = 0  # tests since
     seconds: float = 0.0  # wall clock, over all sessions of the run
 
-    def end_epoch(self, test: dict[str, Any]) -> None:
-        """Note a test and go to the start of the next epoch."""
-        self.train_loss = self.epoch_loss / (self.epoch_count or 1)
-        self.test = test
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of the epoch so far, as far as reported."""
+        return self.epoch_loss / (self.epoch_count or 1)
+
+    def end_test(self, test: dict[str, Any]) -> None:
+        """Note a test."""
+        self.tested, self.test = self.step, test
+
+    def end_epoch(self) -> None:
+        """Go to the start of the next epoch."""
+        self.train_loss = self.mean_loss
         self.epoch += 1
         self.steps_into_epoch = self.samples_into_epoch = 0
         self.epoch_loss = self.epoch_count = 0.0
@@ -102,9 +111,47 @@ class Training:
         return self.average.in_the_model() if self.average else nullcontext()
 
     @property
-    def epochs(self) -> int:
-        """After how many epochs the training is done."""
-        return self.recipe.epochs if self.most_steps is None else 1
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        steps = self.train_loader.sampler.steps
+        return min(steps, self.most_steps or steps)
+
+    @property
+    def length(self) -> int:
+        """Steps of the run in all."""
+        asked, progress = self.recipe.steps, self.progress
+        epochs = self.recipe.epochs if self.most_steps is None else 1
+        before = progress.step - progress.steps_into_epoch  # the batch size may have been another
+        whole = before + (epochs - progress.epoch) * self.per_epoch
+        return whole if asked is None else asked if self.most_steps is None else min(asked, whole)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.progress.step >= self.length or self.out_of_patience
+
+    def tests_after(self, step: int, into_epoch: int) -> bool:
+        """Whether there is a test after so many steps, so many of them in their epoch."""
+        every = self.recipe.test_every
+        due = step % every == 0 if every else into_epoch == self.per_epoch
+        return due or step == self.length
+
+    @property
+    def test_is_due(self) -> bool:
+        """Whether the test after the last step has not been made."""
+        progress = self.progress
+        due = self.tests_after(progress.step, progress.steps_into_epoch)
+        return due and progress.tested != progress.step
+
+    @property
+    def whole_epochs(self) -> int:
+        """How many epochs are over, the current one too where its last step is done."""
+        return self.progress.epoch + (self.progress.steps_into_epoch == self.per_epoch)
+
+    def end_whole_epoch(self) -> None:
+        """Go on to the next epoch where this one is over."""
+        if self.progress.steps_into_epoch == self.per_epoch:
+            self.progress.end_epoch()
 
     @property
     def out_of_patience(self) -> bool:
@@ -145,6 +192,9 @@ class Training:
 
     @property
     def position(self) -> Position:
-        """How far the epoch is, for people."""
-        done, size = self.progress.samples_into_epoch, self.train_loader.sampler.size
-        return Position(self.progress.epoch, self.epochs, done, size)
+        """How far the epoch is, for people; the last one may be cut short."""
+        progress, sampler = self.progress, self.train_loader.sampler
+        left = self.length - progress.step + progress.steps_into_epoch  # from this epoch's start
+        epochs = progress.epoch + -(-left // self.per_epoch)
+        size = min(sampler.size, min(left, self.per_epoch) * sampler.batch_size)
+        return Position(progress.epoch, epochs, progress.samples_into_epoch, size)

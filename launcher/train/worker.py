@@ -52,8 +52,7 @@ def resume(training: Training, run: RunDir) -> int:
     Returns how many rows of metrics.jsonl belong to it, 0 for a run that starts from scratch.
     """
     context = training.context
-    steps = training.recipe.epochs * training.train_loader.sampler.steps
-    training.made = as_made(training.optimizer, training.scheduler, steps)
+    training.made = as_made(training.optimizer, training.scheduler, training.length)
     training.odd = not_finite(unwrapped(training.model))
 
     def find() -> Checkpoint | None:
@@ -86,10 +85,9 @@ def _doubt(run: RunDir, step: int) -> None:
 
 
 def _refuse_too_short(training: Training) -> None:
-    """Raise RecipeError for a scheduler that was made for fewer epochs than are asked for now."""
-    length, progress = getattr(training.scheduler, "total_steps", None), training.progress
-    left = (training.recipe.epochs - progress.epoch) * training.train_loader.sampler.steps
-    if length and length < progress.step - progress.steps_into_epoch + left:
+    """Raise RecipeError for a scheduler that was made for fewer steps than are asked for now."""
+    length = getattr(training.scheduler, "total_steps", None)
+    if length and length < training.length:
         raise RecipeError(
             f"the scheduler of this run ends after {length} steps: it cannot be extended",
             hint="start a new run with more epochs",
@@ -103,19 +101,18 @@ def warn(message: str) -> None:
 
 def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     """Train and test for what is left of the epochs; collective. Returns what result.json says."""
-    progress = training.progress
-    training.began = time.perf_counter() - progress.seconds
+    progress, times, started = training.progress, training.times, time.perf_counter()
+    training.began = started - progress.seconds
+    training.train_loader.sampler.seek(progress.epoch, progress.steps_into_epoch)
     if training.recipe.sanity_test and progress.step == 0 and training.most_steps is None:
-        with training.times.spending("test"):
+        with times.spending("test"):
             sanity_test(training)
-    in_training_s, samples = 0.0, 0
     try:
-        while progress.epoch < training.epochs and not training.out_of_patience:
-            before, started = progress.samples_into_epoch, time.perf_counter()
-            train_loop(training, saver)
-            in_training_s += time.perf_counter() - started
-            samples += progress.samples_into_epoch - before
+        if training.test_is_due:  # it was cut
             test_event(training, saver)
+        training.end_whole_epoch()
+        while not training.done:
+            train_loop(training, saver)
     except Stopped:
         checkpoint(training, saver)
         raise
@@ -123,16 +120,18 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         training.trackers.close()
         if saver:
             saver.wait(training.marker)
+    progress.seconds = time.perf_counter() - training.began
+    in_training_s = time.perf_counter() - started - times.spent["test"] - times.spent["checkpoint"]
     return {
         "state": "completed",
         "epoch": progress.epoch,
         "step": progress.step,
         "world_size": training.context.world_size,
-        "train_loss": progress.train_loss,
+        "train_loss": progress.mean_loss if progress.train_loss is None else progress.train_loss,
         **told_of_test(progress.test),
         "seconds": progress.seconds,
-        "samples_per_second": samples / max(in_training_s, 1e-9),
-        "time_shares": training.times.shares(),  # of this session, on this rank
+        "samples_per_second": times.trained / max(in_training_s, 1e-9),
+        "time_shares": times.shares(),  # of this session, on this rank
         "out_of_patience": training.recipe.patience if training.out_of_patience else None,
         "why": training.why_it_ended,
     }

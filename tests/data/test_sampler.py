@@ -12,6 +12,7 @@ from torch.utils.data import DistributedSampler
 
 from launcher.data.randomness import Permutation
 from launcher.data.sampler import ShardIndices, ShardSampler
+from launcher.errors import RecipeError
 
 SIZES = st.integers(1, 200)
 BATCHES = st.integers(1, 40)
@@ -198,3 +199,23 @@ def test_a_set_that_is_not_shuffled_is_not_listed_either() -> None:
     sampler.seek(0, 10**8 - 1)
     [found] = next(iter(sampler)).micro_batches
     assert found.tolist() == list(range(10**9 - 10, 10**9))
+
+
+@given(SIZES, BATCHES, st.sampled_from([1, 2, 3]))
+def test_the_last_batch_that_is_not_full_is_left_out_where_asked_for(
+    size: int, batch: int, world: int
+) -> None:
+    if size < batch:
+        with pytest.raises(RecipeError, match="`drop_last` leaves nothing to train on"):
+            ShardSampler(size, batch, drop_last=True)
+        return
+    samplers = [
+        ShardSampler(size, batch, rank=rank, world_size=world, drop_last=True)
+        for rank in range(world)
+    ]
+    shards = [list(sampler) for sampler in samplers]
+    assert {len(ranks) for ranks in shards} == {samplers[0].steps} == {size // batch}
+    assert all(shard.size == batch for ranks in shards for shard in ranks)
+    for sampler, ranks in zip(samplers, shards, strict=True):
+        assert sampler.num_samples == sum(shard.own for shard in ranks)
+    assert sum(sampler.num_samples for sampler in samplers) == size // batch * batch

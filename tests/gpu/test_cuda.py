@@ -117,7 +117,7 @@ def losses_of_steps(monkeypatch: pytest.MonkeyPatch, **words: Any) -> list[float
     seen: list[float] = []
 
     def keep(totals: Totals, *_: Any) -> None:
-        seen[:] = totals.losses
+        seen[:] = totals.losses or seen  # the test after them has none
 
     monkeypatch.setattr(exchange, "check_finite", keep)
     values = {"dropout": 0.3, "log_every": 100, "epochs": 1, **words}

@@ -17,7 +17,6 @@ from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
 from launcher.train.loops import train_loop
 from launcher.train.prepare import prepare
-from launcher.train.testing import test_loop as run_test
 
 
 class Own(nn.Module):
@@ -99,8 +98,7 @@ def _warnings_as_in_a_run() -> Iterator[None]:
 
 def run(recipe: Recipe) -> None:
     training = prepare(recipe, Context(cpu=True), StopRequest())
-    train_loop(training, None)
-    run_test(training, None)
+    train_loop(training, None)  # and a test at its end
 
 
 ONE = ArrayDataset(X, X[:, 0])

@@ -318,3 +318,17 @@ def test_a_recipe_with_a_step_of_its_own_may_count_anything() -> None:
 
     assert Example().counts_samples()
     assert not Tokens().counts_samples()
+
+
+def test_a_run_has_one_length() -> None:
+    for values in ({"steps": "7"}, {"steps": 7, "epochs": 1}, {"steps": "7", "epochs": 3}):
+        assert configure(Recipe, "r", values).steps == 7
+    later = configure(Recipe, "r", {"steps": 7, "epochs": "3"})  # a resume that changes it
+    assert (later.steps, later.epochs) == (None, 3)
+    with pytest.raises(RecipeError, match="`epochs` and `steps` are both given"):
+        configure(Recipe, "r", {"steps": "7", "epochs": "3"})
+    both = dataclasses.make_dataclass(
+        "Both", [("epochs", int, 5), ("steps", int | None, 7)], bases=(Recipe,), frozen=True
+    )
+    with pytest.raises(RecipeError, match="recipe `both` sets both `epochs` and `steps`"):
+        configure(both, "both", {})

@@ -153,6 +153,7 @@ def test_every_field_of_a_row_is_on_the_page() -> None:
         "test/loss",
         "test/samples",
         "trainer/epoch",
+        "trainer/epochs",
         "trainer/step",
         "trainer/time",
     }

@@ -68,9 +68,9 @@ def test_nothing_waits_and_nobody_talks_between_reports(values: dict[str, object
     training.most_steps = 1000
     with Watch(training) as watch:
         loops.train_loop(training, None)
-    settled = [(step, what) for step, what in watch.seen if step > 600]
-    assert {step for step, _ in settled} == {700, 800, 900, 1000}
-    assert [what for _, what in settled].count("reduce") == 4
+    settled = [(step, what) for step, what in watch.seen if 600 < step < 1000]  # then it tests
+    assert {step for step, _ in settled} == {700, 800, 900}
+    assert [what for _, what in settled].count("reduce") == 3
 
 
 def test_the_watch_sees_a_recipe_that_waits() -> None:
@@ -85,7 +85,7 @@ def test_the_watch_sees_a_recipe_that_waits() -> None:
 
         object.__setattr__(training.recipe, "train_step", waits)
         loops.train_loop(training, None)
-    assert {step for step, what in watch.seen if what == "item"} == {0, 1}
+    assert {step for step, what in watch.seen if what == "item"} == {0, 1, 2}  # and in the test
 
 
 def test_steps_of_milliseconds_exchange_nothing_between_reports() -> None:

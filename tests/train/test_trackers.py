@@ -87,6 +87,7 @@ def test_a_report_is_a_line_of_json_as_soon_as_it_is_made(tmp_path: Path) -> Non
             "samples": 64,
             "loss": 2.302585,
             "accuracy": 0.125,
+            "epochs": 0,
             "time": 5.0,
             "learning_rate": 0.1,
             "gradient_norm": 2.5,
