@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launcher.data.arrays import ArrayDataset, load_digits
+    from launcher.data.computed import Mixture
+    from launcher.data.files import stream_of
     from launcher.data.randomness import BatchRandom, SampleRandom, sample_seed
+    from launcher.data.streams import Stream
     from launcher.ranks.context import unwrapped
     from launcher.ranks.gathering import gather
     from launcher.recipe.base import Recipe, StepSums
@@ -19,14 +22,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ArrayDataset",
     "BatchRandom",
+    "Mixture",
     "Recipe",
     "SampleRandom",
     "StepSums",
+    "Stream",
     "Totals",
     "gather",
     "load_digits",
     "main",
     "sample_seed",
+    "stream_of",
     "unwrapped",
 ]
 __version__ = "0.1.0"
@@ -34,14 +40,17 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArrayDataset": "launcher.data.arrays",
     "BatchRandom": "launcher.data.randomness",
+    "Mixture": "launcher.data.computed",
     "Recipe": "launcher.recipe.base",
     "SampleRandom": "launcher.data.randomness",
     "StepSums": "launcher.recipe.base",
+    "Stream": "launcher.data.streams",
     "Totals": "launcher.recipe.totals",
     "gather": "launcher.ranks.gathering",
     "load_digits": "launcher.data.arrays",
     "main": "launcher.train.script",
     "sample_seed": "launcher.data.randomness",
+    "stream_of": "launcher.data.files",
     "unwrapped": "launcher.ranks.context",
 }
 

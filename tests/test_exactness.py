@@ -42,6 +42,7 @@ CASES: list[dict[str, Any]] = [
     {"name": "layout", **F64, "convolve": True, "epochs": 2, "channels_last": True},
     {"name": "mixed", "recipe": "mixing", "dtype": "float64"},
     {"name": "mixed-micro", "recipe": "mixing", "dtype": "float64", "micro_batch_size": 2},
+    {"name": "streamed", "recipe": "streamed", "dtype": "float64"},
     {"name": "gathered", "recipe": "contrastive", "dtype": "float64"},
     {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
     {"name": "no-workers", "recipe": "sampled", "dtype": "float64", "num_workers": 0},

@@ -2,10 +2,10 @@
 
 import traceback
 from bdb import BdbQuit
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from launcher.model.losses import labels_left_out
 from launcher.recipe.base import Recipe
 from launcher.run.record import users_frames
 
+T = TypeVar("T")
+
+_TOLD = 8  # samples of a batch that an error names
+
 
 class Shard(NamedTuple):
     """One rank's part of one global batch, in memory."""
@@ -31,6 +35,7 @@ class Shard(NamedTuple):
     micro_batches: list[Any]  # what the dataset gave, collated
     left_out: int = 0  # labels that torch leaves out of a mean where nothing else is said
     owners: Numbers | None = None  # (samples of the global batch,): ranks; None: each in turn
+    reached: Mapping[int, Any] = {}  # of a Stream's lanes: how far they are read now
 
 
 class Failed(NamedTuple):
@@ -89,24 +94,32 @@ class Fetcher(Dataset[Shard | Failed]):
 
     def get(self, indices: ShardIndices) -> Shard:
         """Return a shard; raises LauncherError where there is none."""
-        make = self._samples if self.arrays is None else self._rows
-        batches = [self._told(make, part) for part in indices.parts()]
+        return self.shard(indices, self._samples if self.arrays is None else self._rows)
+
+    def shard(self, indices: ShardIndices, make: Callable[[Part], Any]) -> Shard:
+        """Return a shard of what `make` makes of its parts."""
+        batches = [self.told(make, part) for part in indices.parts()]
         left_out = sum(map(labels_left_out, batches)) if self.counts_left_out else 0
         return Shard(indices.size, indices.own, batches, left_out)
 
-    def _told(self, make: Callable[[Part], Any], part: Part) -> Any:
-        """Return a batch; what a dataset raises is told with its sample."""
+    def told(self, make: Callable[[Part], T], part: Part) -> T:
+        """Return what `make` makes; what a dataset raises is told with its sample."""
         try:
             return make(part)
         except (LauncherError, torch.OutOfMemoryError, BdbQuit):
             raise
         except Exception as error:
-            at, LOADING.name = LOADING.index, None
-            listed = _listed(indices_of(part.names))
-            which = f"the batch of {listed}" if at is None else f"sample {at}"
-            raise self._failed(
-                which if self.arrays is None else listed, part.epoch, error
-            ) from error
+            at, LOADING.name = LOADING.name, None
+            listed = f"samples {', '.join(self.listed(part.names[:_TOLD]))}"
+            listed += ", …" if len(part.names) > _TOLD else ""
+            [one] = self.listed(np.array([at])) if at is not None else [""]
+            which = f"sample {one}" if one else f"the batch of {listed}"
+            which = which if self.arrays is None else listed
+            raise self._failed(which, part.epoch, error) from error
+
+    def listed(self, names: Numbers) -> list[str]:
+        """Return samples as people find them."""
+        return [str(index) for index in indices_of(names).tolist()]
 
     def _rows(self, part: Part) -> Any:
         """Return a batch of arrays."""
@@ -159,7 +172,7 @@ class Fetcher(Dataset[Shard | Failed]):
         )
 
 
-def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
+def in_memory(dataset: Any) -> TypeGuard[ArrayDataset]:
     """Whether batches are fetched whole: an ArrayDataset whose subclass has left fetching as it is.
 
     Every other dataset is an ordinary one: it is asked for one sample after the other.
@@ -168,8 +181,3 @@ def in_memory(dataset: SizedData) -> TypeGuard[ArrayDataset]:
     return isinstance(dataset, ArrayDataset) and all(
         getattr(type(dataset), name) is getattr(ArrayDataset, name) for name in names
     )
-
-
-def _listed(indices: Numbers) -> str:
-    shown = ", ".join(map(str, indices[:8].tolist()))
-    return f"samples {shown}" + (", …" if len(indices) > 8 else "")

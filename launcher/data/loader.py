@@ -12,6 +12,8 @@ from launcher.data.arrays import ArrayDataset
 from launcher.data.device import CPU, prefetched, to_device
 from launcher.data.fetching import Failed, Fetcher, Shard, SizedData, in_memory
 from launcher.data.sampler import ShardSampler
+from launcher.data.streaming import StreamFetcher, streamed
+from launcher.data.streams import LaneSampler, Positions, Stream
 from launcher.data.workers import loaded_by_workers
 from launcher.errors import DataError, RecipeError
 from launcher.processes import cores
@@ -43,7 +45,7 @@ class Loader:
 
     def __init__(
         self,
-        dataset: SizedData,
+        dataset: SizedData | Stream,
         sampler: ShardSampler,
         recipe: Recipe,
         device: torch.device,
@@ -59,12 +61,20 @@ class Loader:
         if wanted or (wanted is None and not workers and _is_small(dataset, device)):
             dataset = _on_device(dataset, device, workers)
         where = CPU if workers else device
-        fetcher = Fetcher(dataset, sampler, recipe, where, test=test, debugged=alone)
-        self._source: Callable[[], Iterator[Shard | Failed]] = partial(map, fetcher.get, sampler)
-        if workers:
-            self._source = loaded_by_workers(
-                fetcher, sampler, workers, recipe, pinned=device.type == "cuda"
-            )
+        self.lanes: dict[int, Any] | None = None  # of a Stream: how far they are trained on
+        self._source: Callable[[], Iterator[Shard | Failed]]
+        if isinstance(sampler, LaneSampler):
+            self.lanes = {}
+            home = StreamFetcher(sampler, recipe, where, test=test)
+            self._source = streamed(home, sampler, min(workers, sampler.own_lanes))
+        else:
+            indexed = cast("SizedData", dataset)
+            fetcher = Fetcher(indexed, sampler, recipe, where, test=test, debugged=alone)
+            self._source = partial(map, fetcher.get, sampler)
+            if workers:
+                self._source = loaded_by_workers(
+                    fetcher, sampler, workers, recipe, pinned=device.type == "cuda"
+                )
         self._stream: torch.cuda.Stream | None = None  # one for good: each has memory of its own
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
@@ -73,14 +83,31 @@ class Loader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Shard]:
-        shards = map(_made, self._source())
-        return prefetched(map(self._moved, shards), self._stream) if self._stream else shards
+        shards: Iterator[Shard] = map(_made, self._source())
+        if self._stream:
+            shards = prefetched(map(self._moved, shards), self._stream)
+        return shards if self.lanes is None else self._noted(shards, self.lanes)
+
+    def resume(self, epoch: int, step: int, lanes: Positions) -> None:
+        """Have lanes go on, from that step of an epoch on, where they were on all ranks."""
+        if self.lanes is not None and isinstance(self.sampler, LaneSampler):
+            mine = {lane: at for lane, at in lanes.items() if self.sampler.owns(lane)}
+            self.lanes = dict(mine)
+            self.sampler.resume(epoch, step, mine)
+
+    def _noted(self, shards: Iterator[Shard], lanes: dict[int, Any]) -> Iterator[Shard]:
+        """Give shards, and note how far their lanes are: what was fetched ahead does not count."""
+        if self.sampler.first_step == 0:
+            lanes.clear()
+        for shard in shards:
+            lanes |= shard.reached
+            yield shard
 
     def _moved(self, shard: Shard) -> Shard:
-        return cast("Shard", to_device(shard, self.device))
+        return shard._replace(micro_batches=to_device(shard.micro_batches, self.device))
 
 
-def _is_small(dataset: SizedData, device: torch.device) -> bool:
+def _is_small(dataset: SizedData | Stream, device: torch.device) -> bool:
     """Whether a dataset is arrays that take next to nothing of a GPU's free memory."""
     if device.type != "cuda" or not in_memory(dataset):
         return False
@@ -88,7 +115,7 @@ def _is_small(dataset: SizedData, device: torch.device) -> bool:
     return sum(array.nbytes for array in dataset.arrays) < _SMALL * free
 
 
-def _on_device(dataset: SizedData, device: torch.device, workers: int) -> ArrayDataset:
+def _on_device(dataset: SizedData | Stream, device: torch.device, workers: int) -> ArrayDataset:
     if not in_memory(dataset):
         raise RecipeError(
             f"`data_on_device` needs data in arrays, and {type(dataset).__name__} is no such data",
@@ -113,8 +140,10 @@ def _made(shard: Shard | Failed) -> Shard:
     return shard
 
 
-def sized(dataset: Any, what: str) -> SizedData:
-    """Return a dataset as it is; raises DataError where it is empty or no map-style dataset."""
+def sized(dataset: Any, what: str) -> SizedData | Stream:
+    """Return data as they are; raises DataError for neither a map-style dataset nor a Stream."""
+    if isinstance(dataset, Stream):
+        return dataset
     # Torch's base class has a __getitem__ that only says that there is none.
     get = getattr(type(dataset), "__getitem__", Dataset.__getitem__)
     stream = isinstance(dataset, IterableDataset) or get is Dataset.__getitem__
@@ -126,7 +155,9 @@ def sized(dataset: Any, what: str) -> SizedData:
         raise DataError(
             f"`{what}` returned {type(dataset).__name__}, which is not a map-style dataset",
             hint="return an object with __len__ and __getitem__, or an ArrayDataset: any sample "
-            "must be there by its index, so that each counts once for any number of processes",
+            "must be there by its index, so that each counts once for any number of processes. "
+            "Data that can only be read one after the other are a `launcher.Stream(open, lanes)`: "
+            "`open(lane, lanes)` returns an iterator of every lanes-th file",
         )
     if size == 0:
         raise DataError(f"`{what}` returned an empty dataset")

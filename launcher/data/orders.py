@@ -1,11 +1,13 @@
 """What a recipe says of the order of samples, and of who stands beside whom: checked."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from launcher.data.computed import Blocks, Mixed, Mixture
+from launcher.data.fetching import SizedData
 from launcher.data.joining import is_base
 from launcher.data.randomness import (
     Numbers,
@@ -14,8 +16,9 @@ from launcher.data.randomness import (
     seed_order,
     undisturbed,
 )
-from launcher.data.sampler import Order, Partners
-from launcher.errors import RecipeError
+from launcher.data.sampler import Order, Partners, ShardSampler
+from launcher.data.streams import LaneSampler, Stream
+from launcher.errors import DataError, RecipeError
 from launcher.recipe.base import Recipe
 
 
@@ -41,7 +44,7 @@ class _Orders:
         return self._names
 
     def _refuse_other_length(self, length: int, epoch: int) -> None:
-        if length != self._length and getattr(self._recipe, "steps", None) is None:
+        if length != self._length and self._recipe.steps is None:
             raise RecipeError(
                 f"`order` returned {length} samples for epoch {epoch} and {self._length} for epoch "
                 "0: nobody could tell how long the run is",
@@ -49,15 +52,79 @@ class _Orders:
             )
 
 
-def order_of(recipe: Recipe, size: int) -> Order | None:
-    """Return the order that a recipe gives its `size` training samples, None where it gives none.
+def sampler_for(
+    data: SizedData | Stream, recipe: Recipe, rank: int, world_size: int, *, test: bool
+) -> ShardSampler:
+    """Return what tells a rank its samples; raises RecipeError or DataError where it cannot be."""
+    options: dict[str, Any] = {
+        "batch_size": recipe.test_batch_size if test else recipe.batch_size,
+        "rank": rank,
+        "world_size": world_size,
+        "micro_batch_size": recipe.micro_batch_size,
+        "seed": recipe.seed,
+        "shuffle": not test,
+        "drop_last": recipe.drop_last and not test,
+    }
+    if isinstance(data, Stream):
+        return LaneSampler(data, length=_length(data, recipe, test=test), **options)
+    return ShardSampler(
+        len(data),
+        torch_order_up_to=recipe.torch_order_up_to,
+        order=None if test else order_of(recipe, data),
+        partners=None if test else partners_of(recipe),
+        **options,
+    )
 
-    Raises RecipeError for what is none.
+
+def _length(stream: Stream, recipe: Recipe, *, test: bool) -> int:
+    """Return the samples in an epoch of a Stream."""
+    if not test:
+        for method in ("order", "partners", "shuffle_block"):
+            if (
+                getattr(recipe, method)
+                if method == "shuffle_block"
+                else not is_base(recipe, method)
+            ):
+                raise RecipeError(
+                    f"`{method}` needs samples that can be loaded by their index, and "
+                    "`train_data` returned a Stream",
+                    hint=f"return a map-style dataset, or leave `{method}` out",
+                )
+    if stream.size is not None:
+        return stream.size
+    if test:
+        raise DataError(
+            "`test_data` returned a Stream without sizes: a test takes every sample once",
+            hint="give `sizes`, the number of samples in each lane",
+        )
+    if recipe.steps is None:
+        raise RecipeError(
+            "`train_data` returned a Stream without sizes: nobody knows how long an epoch is",
+            hint="give `steps`, the length of the run, or `sizes`, the samples in each lane",
+        )
+    return recipe.steps * recipe.batch_size
+
+
+def order_of(recipe: Recipe, data: SizedData) -> Order | None:
+    """Return the order of the training samples, None for torch's.
+
+    Raises RecipeError for what is none, and where two are asked for.
     """
-    if is_base(recipe, "order"):
-        return None
-    first = _order(recipe, size, 0)
-    return None if first is None else _Orders(recipe, size, first)
+    size, seed = len(data), recipe.seed
+    own = None if is_base(recipe, "order") else _order(recipe, size, 0)
+    given = {
+        "`order`": None if own is None else _Orders(recipe, size, own),
+        "`shuffle_block`": recipe.shuffle_block
+        and partial(Blocks, size, recipe.shuffle_block, seed),
+        "a Mixture": partial(Mixed, data, seed) if isinstance(data, Mixture) else None,
+    }
+    asked = {what: order for what, order in given.items() if order is not None}
+    if len(asked) > 1:
+        raise RecipeError(
+            f"both {' and '.join(asked)} say in which order samples come", hint="leave one out"
+        )
+    order: Any = next(iter(asked.values()), None)
+    return order and lru_cache(maxsize=2)(order)
 
 
 def partners_of(recipe: Recipe) -> Partners | None:

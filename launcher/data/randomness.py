@@ -38,8 +38,13 @@ def named(indices: Numbers) -> Numbers:
     first = np.flatnonzero(np.diff(indices[order], prepend=-1))  # where another index begins
     nth = np.arange(len(indices)) - np.repeat(first, np.diff(first, append=len(indices)))
     names = np.empty_like(indices)
-    names[order] = indices[order] + (nth << _TIMES)
+    names[order] = with_times(indices[order], nth)
     return names
+
+
+def with_times(indices: Numbers, times: Numbers) -> Numbers:
+    """Return the names of samples that have come `times` times before, (n,)."""
+    return indices + (times << _TIMES)
 
 
 def indices_of(names: Numbers) -> Numbers:

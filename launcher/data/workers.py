@@ -11,12 +11,12 @@ from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from threading import Thread
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.data.sampler import ShardSampler
+from launcher.data.sampler import ShardIndices
 from launcher.errors import BadInput, DataError
 from launcher.processes import allow_open_files, die_with_parent
 from launcher.recipe.base import Recipe
@@ -29,8 +29,17 @@ _LONGEST_TMPDIR = 107 - len("/pymp-XXXXXXXX/listener-XXXXXXXX")
 _FEW_FILES = 1024
 
 
+class OfARank(Protocol):
+    """A sampler of one rank's shards."""
+
+    rank: int
+
+    def __iter__(self) -> Iterator[ShardIndices]: ...
+    def __len__(self) -> int: ...
+
+
 def loaded_by_workers(
-    fetcher: Dataset[T], sampler: ShardSampler, count: int, recipe: Recipe, *, pinned: bool
+    fetcher: Dataset[T], sampler: OfARank, count: int, recipe: Recipe, *, pinned: bool
 ) -> Callable[[], Iterator[T]]:
     """Return what gives an epoch of `fetcher`, loaded by `count` processes that stay for all.
 

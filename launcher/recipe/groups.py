@@ -15,6 +15,7 @@ AT_LEAST: Mapping[str, float] = {
     "batch_size": 1,
     "micro_batch_size": 1,
     "num_workers": 0,
+    "shuffle_block": 1,
     "torch_order_up_to": 0,
     "seed": 0,
     "learning_rate": 0,
@@ -50,6 +51,7 @@ class Data:
     num_workers: int | None = None  # data processes a training process; none: chosen from cores
     worker_start: Literal["fork", "forkserver", "spawn"] = "fork"  # how they start: forks may hang
     data_on_device: bool | None = None  # keep arrays in a GPU's memory; none: if they are small
+    shuffle_block: int | None = None  # neighbours to read together, for slow file systems
     torch_order_up_to: int = 2_000_000  # most samples shuffled by torch; more in constant memory
     seed: int = 0  # where all randomness of the run comes from
 

@@ -130,6 +130,7 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
         "average": on_host(training.average.state()) if training.average else None,
         "progress": asdict(training.progress),
         "order": _order(training, asdict(training.progress)),
+        "lanes": on_host(training.lanes),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -170,6 +171,8 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
         setattr(training.progress, field, value)
     if not training.progress.steps_into_epoch:  # one of old does not tell, and was saved tested
         training.progress.tested = state["progress"].get("tested", training.progress.step)
+    at = training.progress.epoch, training.progress.steps_into_epoch
+    training.train_loader.resume(*at, state.get("lanes", {}))
     training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
     return int(state["rows"])
 
@@ -242,6 +245,7 @@ def refuse_unsaveable(training: Training) -> None:
     parts |= {f"the buffer `{name}`": buffer for name, buffer in state.unsaved.items()}
     parts |= {"the state of the optimizer": cut(training.optimizer.state_dict())}
     parts |= {"the state of the schedule": scheduler and cut(scheduler.state_dict())}
+    parts |= {"the state of the Stream's iterators": cut(training.train_loader.lanes)}
     for what, value in parts.items():
         if why := why_not(value):
             raise RecipeError(

@@ -66,6 +66,9 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
                     hint="the checkpoints are from before; try clip_norm or a smaller "
                     "learning_rate; `launcher debug` finds the operation",
                 )
+            if run.train_loader.lanes is not None:
+                everyones = run.context.gather(run.train_loader.lanes)
+                run.lanes = {lane: at for lanes in everyones for lane, at in lanes.items()}
             saver.save(run, window)
 
 

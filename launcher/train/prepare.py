@@ -5,10 +5,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -17,9 +17,10 @@ import launcher
 from launcher.data.device import set_arithmetic
 from launcher.data.fetching import SizedData
 from launcher.data.loader import Loader, sized
-from launcher.data.orders import order_of, partners_of
+from launcher.data.orders import sampler_for
 from launcher.data.randomness import seed_init
-from launcher.data.sampler import Order, ShardSampler
+from launcher.data.sampler import ShardSampler
+from launcher.data.streams import Stream
 from launcher.errors import RecipeError, TrainingFailed
 from launcher.masks import masked
 from launcher.model.averaging import Average
@@ -67,8 +68,10 @@ def prepare(
     set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
     loss_fn = loss_fn.to(context.device)
     refuse_warned_broadcasts()
-    order = order_of(recipe, len(train_data))
-    _refuse_divergence(recipe, context, (len(train_data), len(test_data)), source, order)
+    ranks = context.rank, context.world_size
+    train_sampler = sampler_for(train_data, recipe, *ranks, test=False)
+    test_sampler = sampler_for(test_data, recipe, *ranks, test=True)
+    _refuse_divergence(recipe, context, train_sampler, test_sampler, source)
     model = context.wrap(model)
     times = StepTimes()
     if recipe.shared_gradients:
@@ -76,9 +79,11 @@ def prepare(
     optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
     if recipe.fused_optimizer:
         _fuse(optimizer)
-    train_loader = _loader(train_data, recipe, context, most_steps, order=order)
-    test_loader = _loader(test_data, recipe, context, most_steps, test=True)
-    refuse_lone_samples(unwrapped(model), train_loader.sampler, test_loader.sampler)
+    debugged = most_steps is not None  # in one process, but for data workers that are asked for
+    load = partial(Loader, recipe=recipe, device=context.device, alone=debugged)
+    train_loader = load(train_data, train_sampler)
+    test_loader = load(test_data, test_sampler, test=True)
+    refuse_lone_samples(unwrapped(model), train_sampler, test_sampler)
     HERE.context, HERE.micro_batch_size = context, recipe.micro_batch_size
     return Training(
         recipe=recipe,
@@ -90,7 +95,7 @@ def prepare(
         train_loader=train_loader,
         test_loader=test_loader,
         stop=stop,
-        sums=Sums(min(recipe.log_every, train_loader.sampler.steps), context.device),
+        sums=Sums(min(recipe.log_every, recipe.steps or train_sampler.steps), context.device),
         loss_watch=LossWatch(recipe, loss_fn),
         samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
         drift=Drift(context, model, loss_fn),
@@ -120,7 +125,7 @@ def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs 
 
 def _parts(
     recipe: Recipe, *, say: bool
-) -> tuple[SizedData, SizedData, torch.nn.Module, torch.nn.Module]:
+) -> tuple[SizedData | Stream, SizedData | Stream, torch.nn.Module, torch.nn.Module]:
     """Return data, model and loss, which may be downloaded or computed; say so if it takes long."""
     others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
     first = ", first in one process of each machine" if others else ""
@@ -172,32 +177,6 @@ def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler 
     return scheduler
 
 
-def _loader(
-    data: SizedData,
-    recipe: Recipe,
-    context: Context,
-    most_steps: int | None,
-    *,
-    order: Order | None = None,
-    test: bool = False,
-) -> Loader:
-    sampler = ShardSampler(
-        len(data),
-        recipe.test_batch_size if test else recipe.batch_size,
-        rank=context.rank,
-        world_size=context.world_size,
-        micro_batch_size=recipe.micro_batch_size,
-        seed=recipe.seed,
-        shuffle=not test,
-        torch_order_up_to=recipe.torch_order_up_to,
-        order=order,
-        partners=None if test else partners_of(recipe),
-        drop_last=recipe.drop_last and not test,
-    )
-    debugged = most_steps is not None  # in one process, but for data workers that are asked for
-    return Loader(data, sampler, recipe, context.device, alone=debugged, test=test)
-
-
 def _fuse(optimizer: torch.optim.Optimizer) -> None:
     """Have an optimizer update all weights in one operation; raises RecipeError where it cannot."""
     if "fused" not in optimizer.defaults:
@@ -225,15 +204,15 @@ def _seeded(recipe: Recipe, make: Callable[[], Any]) -> Any:
 
 
 def _refuse_divergence(
-    recipe: Recipe, context: Context, sizes: tuple[int, int], source: str, order: Order | None
+    recipe: Recipe, context: Context, train: ShardSampler, test: ShardSampler, source: str
 ) -> None:
     """Raise TrainingFailed where ranks are about to train different things; collective."""
     mine = {
         "hyperparameters": repr(masked(parameters := recipe.hyperparameters())),
         "secrets (checksums)": hashlib.sha256(repr(parameters).encode()).hexdigest(),
         "recipe file": hashlib.sha256(source.encode()).hexdigest(),
-        "dataset sizes": repr(sizes),
-        "the order of samples": str(order and crc32(order(0).tobytes())),
+        "dataset sizes": repr((train.size, test.size)),
+        "the order of samples": repr(train.order(0)),
         "torch version": torch.__version__,
         "launcher version": launcher.__version__,
     }

@@ -14,6 +14,7 @@ from torch.profiler import profile
 
 from launcher.data.loader import Loader
 from launcher.data.randomness import undisturbed
+from launcher.data.streams import Positions
 from launcher.model.averaging import Average
 from launcher.model.graphs import Graphs
 from launcher.model.losses import LossWatch
@@ -99,6 +100,7 @@ class Training:
     average: Average | None = None
     made: Made = field(default_factory=dict)  # optimizer and schedule before the first step
     odd: list[str] = field(default_factory=list)  # parameters that were never finite
+    lanes: Positions = field(default_factory=dict)  # of a Stream, on all ranks, at a checkpoint
     graphs: Graphs | None = None
     tests_gather: bool | None = None  # `test_step` has ranks exchange rows; None: not known yet
     profiler: profile | None = None

@@ -112,7 +112,7 @@ def loaded(recipe: Recipe, dataset: Any, world: int, epoch: int = 2, start: int 
             rank=rank,
             world_size=world,
             micro_batch_size=recipe.micro_batch_size,
-            order=order_of(recipe, len(dataset)),
+            order=order_of(recipe, dataset),
             partners=partners_of(recipe),
         )
         sampler.seek(epoch, start)
@@ -156,9 +156,9 @@ def test_a_sample_that_comes_twice_is_no_copy(data: str) -> None:
     rows = [tuple(row) for step in loaded(Weighted(), DATA[data], 2) for row in step]
     assert len(rows) == len(set(rows)) == 17
     assert len({row[0] for row in rows}) < 13
-    order = order_of(Weighted(), SIZE)
+    order = order_of(Weighted(), Images())
     assert order
-    assert sorted(row[0] for row in rows) == sorted(indices_of(order(2)).tolist())
+    assert sorted(row[0] for row in rows) == sorted(indices_of(order(2)[np.arange(17)]).tolist())
 
 
 def test_samples_are_mixed_with_others_and_of_one_share() -> None:
@@ -202,7 +202,7 @@ def test_an_order_of_none_is_torch_s() -> None:
 
 def test_a_checkpoint_within_an_epoch_knows_its_order() -> None:
     def told(recipe: Recipe, epoch: int | None) -> dict[str, Any]:
-        return ShardSampler(SIZE, 5, order=order_of(recipe, SIZE)).order(epoch)
+        return ShardSampler(SIZE, 5, order=order_of(recipe, Images())).order(epoch)
 
     assert told(Weighted(), 2) == told(Weighted(), 2)
     assert told(Weighted(), 2) != told(Weighted(seed=1), 2)
