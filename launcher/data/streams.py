@@ -151,6 +151,12 @@ class LaneSampler(ShardSampler):
         """Return which rank reads each of these samples, (n,)."""
         return names % self.stream.lanes % self.num_replicas
 
+    def places(self, step: int) -> Numbers:
+        """Return where in the order this rank's samples of a step stand."""
+        places = np.arange(*self._bounds(step))
+        own: Numbers = places[self.owners(self.stream.names(places)) == self.rank]
+        return own
+
     def __iter__(self) -> Iterator[ShardIndices]:
         at, positions = self._resumed
         left = dict(positions) if at == (self.epoch, self.first_step) else {}

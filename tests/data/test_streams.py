@@ -212,3 +212,16 @@ class Iterable(torch.utils.data.IterableDataset[int]):
 class Ordered(Base):
     def order(self, epoch: int, generator: torch.Generator) -> list[int]:
         return [0]
+
+
+def test_a_rank_knows_the_places_of_its_samples() -> None:
+    stream = STREAMS["sized"]
+    samplers = [each.sampler for each in world_of(stream, 3)]
+    for step, shards in enumerate(zip(*samplers, strict=True)):
+        places = [sampler.places(step) for sampler in samplers]
+        assert sorted(np.concatenate(places).tolist()) == list(
+            range(step * 4, min(step * 4 + 4, 34))
+        )
+        for shard, own in zip(shards, places, strict=True):
+            names = np.concatenate(shard.micro_batches)
+            assert stream.names(own).tolist() == (names.tolist() if shard.own else [])
