@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import Dataset
 
+    from launcher.data.streams import Stream
+
     Indices = Sequence[int] | np.typing.NDArray[Any] | Tensor
 
 IGNORED = -100  # labels that torch leaves out of a mean where nothing else is said
@@ -86,12 +88,12 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         """Build the model, on the CPU; weights are initialised from the seed."""
         raise NotImplementedError
 
-    def train_data(self) -> "Dataset[Any]":
-        """Return the training data: any map-style dataset."""
+    def train_data(self) -> "Dataset[Any] | Stream":
+        """Return the training data: any map-style dataset, or a Stream."""
         raise NotImplementedError
 
-    def test_data(self) -> "Dataset[Any]":
-        """Return the test data: any map-style dataset."""
+    def test_data(self) -> "Dataset[Any] | Stream":
+        """Return the test data: any map-style dataset, or a Stream with sizes."""
         raise NotImplementedError
 
     def loss(self) -> "nn.Module":

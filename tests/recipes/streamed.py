@@ -31,7 +31,7 @@ class Streamed(Curve):
     lanes: int = 7
     keeps: Literal["nothing", "state"] = "nothing"
 
-    def train_data(self) -> Stream:  # type: ignore[override]  # a Stream is no Dataset
+    def train_data(self) -> Stream:  # type: ignore[override]  # its base has arrays
         return self.streamed(self.samples, key=1)
 
     def test_data(self) -> Stream:  # type: ignore[override]
