@@ -42,7 +42,11 @@ CASES: list[dict[str, Any]] = [
     {"name": "layout", **F64, "convolve": True, "epochs": 2, "channels_last": True},
     {"name": "mixed", "recipe": "mixing", "dtype": "float64"},
     {"name": "mixed-micro", "recipe": "mixing", "dtype": "float64", "micro_batch_size": 2},
+    {"name": "mixed-growing", "recipe": "mixing", "dtype": "float64", "growing": True}
+    | {"steps": 30, "log_every": 100},
     {"name": "streamed", "recipe": "streamed", "dtype": "float64"},
+    {"name": "streamed-endless", "recipe": "streamed", "dtype": "float64", "sized": False}
+    | {"steps": 20, "test_every": 9, "num_workers": 0},
     {"name": "gathered", "recipe": "contrastive", "dtype": "float64"},
     {"name": "workers", "recipe": "sampled", "dtype": "float64", "num_workers": 2},
     {"name": "no-workers", "recipe": "sampled", "dtype": "float64", "num_workers": 0},

@@ -149,6 +149,12 @@ class ShardSampler(DistributedSampler[ShardIndices]):
         shards = {max(1, n) for size in batches for n in (size // worlds, -(-size // worlds))}
         return min(shard if shard <= most else shard % most or most for shard in shards)
 
+    def alike(self) -> bool:
+        """Whether all ranks have samples in every step, and as many micro-batches."""
+        least = min(self.batch_size, self.rest() or self.batch_size)
+        whole = self.micro_batch_size * self.num_replicas >= self.batch_size
+        return whole and least >= self.num_replicas
+
     def seek(self, epoch: int, step: int = 0) -> None:
         """Go to a step of an epoch; the next iteration starts there."""
         self.set_epoch(epoch)

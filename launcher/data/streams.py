@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from math import gcd
 from typing import Any
 from zlib import crc32
 
@@ -126,17 +125,22 @@ class LaneSampler(ShardSampler):
         """Return the fewest samples that a forward pass gets in one of the steps looked at."""
         batch = batch_size or self.batch_size
         most = batch if self.micro_batch_size == self.batch_size else self.micro_batch_size
+        shards = self._shards(batch)
+        return min(max(1, n if n <= most else n % most or most) for n in shards)
+
+    def alike(self) -> bool:
+        """Whether all ranks have samples in the steps looked at, and as many micro-batches."""
+        shards = self._shards(self.batch_size)
+        return min(shards) > 0 and max(shards) <= self.micro_batch_size
+
+    def _shards(self, batch: int) -> list[int]:
+        """Return how many samples ranks have in the first thousand steps, and in the last."""
         steps = self.size // batch + bool(self.rest(batch))
-        period = self.stream.lanes // gcd(self.stream.lanes, batch)  # steps, until lanes end
-        looked_at = {*range(min(steps, max(period, _LOOKED_AT))), steps - 1}
-        parts = []
-        for step in looked_at:
-            places = np.arange(step * batch, min((step + 1) * batch, self.size))
-            shards = np.bincount(
-                self.owners(self.stream.names(places)), minlength=self.num_replicas
-            )
-            parts += [max(1, shard if shard <= most else shard % most or most) for shard in shards]
-        return int(min(parts))
+        counts: list[int] = []
+        for step in {*range(min(steps, _LOOKED_AT)), steps - 1}:
+            names = self.stream.names(np.arange(step * batch, min((step + 1) * batch, self.size)))
+            counts += np.bincount(self.owners(names), minlength=self.num_replicas).tolist()
+        return counts
 
     def owns(self, lane: int) -> bool:
         """Whether this rank reads a lane."""

@@ -50,9 +50,7 @@ class _Look:
 
 def _refuse_ghosts(name: str, sampler: ShardSampler) -> None:
     """Raise RecipeError where ranks would not take part in shared statistics alike."""
-    world, rest = sampler.num_replicas, sampler.rest()
-    least = min(sampler.batch_size, rest or sampler.batch_size)
-    if world > 1 and (least < world or sampler.micro_batch_size * world < sampler.batch_size):
+    if sampler.num_replicas > 1 and not sampler.alike():
         raise RecipeError(
             f"`{name}` shares its statistics, and not all processes would have samples for it, or "
             f"as many micro-batches: {_words(sampler)}",

@@ -225,3 +225,17 @@ def test_a_rank_knows_the_places_of_its_samples() -> None:
         for shard, own in zip(shards, places, strict=True):
             names = np.concatenate(shard.micro_batches)
             assert stream.names(own).tolist() == (names.tolist() if shard.own else [])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("cut", [None, 2])
+def test_what_batch_norm_asks_is_what_the_shards_are(world: int, cut: int | None) -> None:
+    samplers = [x.sampler for x in world_of(STREAMS["sized"], world, micro_batch_size=cut)]
+    parts, steps_ = set(), list(zip(*samplers, strict=True))
+    for shards in steps_:
+        parts |= {len(micro) for shard in shards for micro in shard.micro_batches}
+    alike = all(
+        len({(bool(s.own), len(s.micro_batches)) for s in shards}) == 1 for shards in steps_
+    )
+    assert samplers[0].smallest_part() == min(parts)
+    assert not samplers[0].alike() or alike

@@ -23,13 +23,15 @@ class Mixing(Curve):
     test_samples: int = 11
     log_every: int = 3
     augment: bool = True
+    growing: bool = False  # each epoch is longer than the one before
 
     def loss(self) -> torch.nn.Module:
         return SoftLoss()
 
     def order(self, epoch: int, generator: torch.Generator) -> Tensor:
         weights = torch.arange(1.0, self.samples + 1)
-        return torch.multinomial(weights, 71, replacement=True, generator=generator)
+        drawn = 71 + 13 * epoch * self.growing
+        return torch.multinomial(weights, drawn, replacement=True, generator=generator)
 
     def partners(self, size: int, random: np.random.Generator) -> Any:
         return random.permutation(size)

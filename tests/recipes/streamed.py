@@ -29,15 +29,16 @@ class Streamed(Curve):
     checkpoint_every: int | None = 2
     num_workers: int | None = 1
     lanes: int = 7
+    sized: bool = True
     keeps: Literal["nothing", "state"] = "nothing"
 
     def train_data(self) -> Stream:  # type: ignore[override]  # its base has arrays
-        return self.streamed(self.samples, key=1)
+        return self.streamed(self.samples, key=1, sized=self.sized)
 
     def test_data(self) -> Stream:  # type: ignore[override]
-        return self.streamed(self.test_samples, key=2)
+        return self.streamed(self.test_samples, key=2, sized=True)
 
-    def streamed(self, samples: int, key: int) -> Stream:
+    def streamed(self, samples: int, key: int, *, sized: bool) -> Stream:
         images, labels = self.made(samples, key).arrays
 
         def opened(lane: int, lanes: int) -> Iterator[Any]:
@@ -47,7 +48,7 @@ class Streamed(Curve):
             return lane_ if self.keeps == "state" else (sample for sample in lane_)
 
         sizes = [len(range(lane, samples, self.lanes)) for lane in range(self.lanes)]
-        return Stream(opened, self.lanes, sizes)
+        return Stream(opened, self.lanes, sizes if sized else None)
 
     def train_step(self, model: nn.Module, batch: Any, loss_fn: nn.Module) -> StepSums:
         if model.training:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from training import RECIPES, Run, launcher
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("keeps", ["nothing", "state"])
