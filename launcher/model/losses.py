@@ -28,6 +28,17 @@ _ELEMENTWISE = (
 _WRITE = "write `train_step` and return StepSums(loss summed, what it is a mean over)"
 
 
+class NoLoss(nn.Module):
+    """The loss of a recipe that has left it out: what calls it is told so."""
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        """Raise RecipeError."""
+        raise RecipeError(
+            "the recipe has no `loss`, and a step calls it",
+            hint="write the method `loss`, or leave `loss_fn` alone",
+        )
+
+
 def leaves_out(loss_fn: nn.Module) -> bool:
     """Whether a loss says itself which labels it leaves out, so that they can be counted."""
     return isinstance(loss_fn, _LOSSES) and loss_fn.ignore_index != IGNORED

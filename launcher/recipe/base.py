@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Indices = Sequence[int] | np.typing.NDArray[Any] | Tensor
 
 IGNORED = -100  # labels that torch leaves out of a mean where nothing else is said
-REQUIRED_METHODS = ("model", "train_data", "test_data", "loss", "optimizer")
+REQUIRED_METHODS = ("model", "train_data", "test_data", "loss", "optimizer")  # by most recipes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,10 @@ class StepSums:
 class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     """Hyperparameters every recipe has; subclass it, add your own, and write five methods.
 
-    `model`, `train_data`, `test_data`, `loss` and `optimizer` must be written, `scheduler`,
-    `train_step`, `test_step`, `order`, `partners`, `collate` and `test_collate` may be. The
+    `model`, `train_data`, `test_data`, `loss` and `optimizer`; `test_data` may be left out where
+    nothing is to be tested, and `loss` where `train_step` is written and needs none. `scheduler`,
+    `train_step`, `test_step`, `metrics`, `test_metrics`, `after_test`, `order`, `partners`,
+    `collate` and `test_collate` may be written, too. The
     hyperparameters of all recipes stand in `launcher.recipe.groups` (a dataclass has the fields of
     its last base first); the comment behind a field is its meaning.
     """
@@ -93,7 +95,10 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         raise NotImplementedError
 
     def test_data(self) -> "Dataset[Any] | Stream":
-        """Return the test data: any map-style dataset, or a Stream with sizes."""
+        """Return the test data: any map-style dataset, or a Stream with sizes.
+
+        Left out, nothing is tested.
+        """
         raise NotImplementedError
 
     def loss(self) -> "nn.Module":
@@ -241,8 +246,14 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def missing_methods(recipe_type: type[Recipe]) -> list[str]:
-    """Return the required methods that a recipe has not written."""
-    return [m for m in REQUIRED_METHODS if getattr(recipe_type, m) is getattr(Recipe, m)]
+    """Return the methods that a recipe has not written, and without which it cannot be trained.
+
+    The base `train_step` calls a loss; one of the recipe's own may need none.
+    """
+    own_step = recipe_type.train_step is not Recipe.train_step
+    optional = {"test_data"} | ({"loss"} if own_step else set())
+    unwritten = [m for m in REQUIRED_METHODS if getattr(recipe_type, m) is getattr(Recipe, m)]
+    return [method for method in unwritten if method not in optional]
 
 
 def _plain(value: Any) -> Any:

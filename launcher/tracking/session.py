@@ -110,7 +110,7 @@ class Session:
         for path in sorted(folder.rglob("*")) if row["split"] == "test" else []:
             if path.suffix.lower() in _IMAGES and len(images) < _MOST_IMAGES:
                 try:
-                    name = f"after_test/{path.relative_to(folder)}"
+                    name = f"after_test/{path.relative_to(folder).with_suffix('')}"
                     images[name] = wandb.Image(str(path))
                 except Exception as error:  # noqa: BLE001  # what PIL finds in it, or its lack
                     print(f"{path} is left out: {error}", file=sys.stderr)

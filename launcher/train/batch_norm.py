@@ -14,7 +14,7 @@ from launcher.data.sampler import ShardSampler
 from launcher.errors import RecipeError
 
 
-def refuse_lone_samples(model: nn.Module, train: ShardSampler, test: ShardSampler) -> None:
+def refuse_lone_samples(model: nn.Module, train: ShardSampler, test: ShardSampler | None) -> None:
     """Have the first forward pass raise RecipeError where one to come has a value a channel only.
 
     Frozen statistics do not mind; those that are never kept are a batch's own in tests, too.
@@ -25,7 +25,7 @@ def refuse_lone_samples(model: nn.Module, train: ShardSampler, test: ShardSample
         elif isinstance(module, _BatchNorm):
             if module.training and train.smallest_part() == 1:
                 _Look(name, module, train)
-            elif module.running_mean is None and test.smallest_part() == 1:
+            elif module.running_mean is None and test and test.smallest_part() == 1:
                 _Look(name, module, test)
 
 

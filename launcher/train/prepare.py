@@ -28,6 +28,7 @@ from launcher.model.graphs import Graphs
 from launcher.model.initial import start_from
 from launcher.model.losses import (
     LossWatch,
+    NoLoss,
     leaves_out,
     refuse_other_means,
     refuse_warned_broadcasts,
@@ -70,7 +71,9 @@ def prepare(
     refuse_warned_broadcasts()
     ranks = context.rank, context.world_size
     train_sampler = sampler_for(train_data, recipe, *ranks, test=False)
-    test_sampler = sampler_for(test_data, recipe, *ranks, test=True)
+    test_sampler = None
+    if test_data is not None:
+        test_sampler = sampler_for(test_data, recipe, *ranks, test=True)
     _refuse_divergence(recipe, context, train_sampler, test_sampler, source)
     model = context.wrap(model)
     times = StepTimes()
@@ -82,7 +85,9 @@ def prepare(
     debugged = most_steps is not None  # in one process, but for data workers that are asked for
     load = partial(Loader, recipe=recipe, device=context.device, alone=debugged)
     train_loader = load(train_data, train_sampler)
-    test_loader = load(test_data, test_sampler, test=True)
+    test_loader = None
+    if test_data is not None and test_sampler is not None:
+        test_loader = load(test_data, test_sampler, test=True)
     refuse_lone_samples(unwrapped(model), train_sampler, test_sampler)
     HERE.context, HERE.micro_batch_size = context, recipe.micro_batch_size
     return Training(
@@ -125,7 +130,7 @@ def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs 
 
 def _parts(
     recipe: Recipe, *, say: bool
-) -> tuple[SizedData | Stream, SizedData | Stream, torch.nn.Module, torch.nn.Module]:
+) -> tuple[SizedData | Stream, SizedData | Stream | None, torch.nn.Module, torch.nn.Module]:
     """Return data, model and loss, which may be downloaded or computed; say so if it takes long."""
     others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
     first = ", first in one process of each machine" if others else ""
@@ -136,9 +141,9 @@ def _parts(
     began = time.monotonic()
     try:
         train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
-        test_data = sized(_seeded(recipe, recipe.test_data), "test_data")
+        test_data = _test_data(recipe)
         model = _model(recipe, say=say)
-        loss_fn = _expect(recipe.loss(), torch.nn.Module, "loss")
+        loss_fn = _loss(recipe)
         if recipe.counts_samples():
             refuse_other_means(loss_fn)
     finally:
@@ -147,6 +152,27 @@ def _parts(
     if say and others and took > _SAY_AFTER_S:
         print(f"prepared in {took:.0f} s; now the other processes do", flush=True)
     return train_data, test_data, model, loss_fn
+
+
+def _test_data(recipe: Recipe) -> SizedData | Stream | None:
+    """Return the test data, None where a recipe has left them out, and all that needs them."""
+    if type(recipe).test_data is not Recipe.test_data:
+        return sized(_seeded(recipe, recipe.test_data), "test_data")
+    for name in ("best_by", "patience", "test_every"):
+        if getattr(recipe, name, None) is not None:
+            raise RecipeError(
+                f"`{name}` is about tests, and the recipe has no `test_data`",
+                hint="write the method `test_data`, or leave it out",
+            )
+    return None
+
+
+def _loss(recipe: Recipe) -> torch.nn.Module:
+    """Return the loss; where it is left out, what says so when it is called."""
+    if type(recipe).loss is Recipe.loss:
+        return NoLoss()
+    loss: torch.nn.Module = _expect(recipe.loss(), torch.nn.Module, "loss")
+    return loss
 
 
 def _model(recipe: Recipe, *, say: bool = False) -> torch.nn.Module:
@@ -204,14 +230,14 @@ def _seeded(recipe: Recipe, make: Callable[[], Any]) -> Any:
 
 
 def _refuse_divergence(
-    recipe: Recipe, context: Context, train: ShardSampler, test: ShardSampler, source: str
+    recipe: Recipe, context: Context, train: ShardSampler, test: ShardSampler | None, source: str
 ) -> None:
     """Raise TrainingFailed where ranks are about to train different things; collective."""
     mine = {
         "hyperparameters": repr(masked(parameters := recipe.hyperparameters())),
         "secrets (checksums)": hashlib.sha256(repr(parameters).encode()).hexdigest(),
         "recipe file": hashlib.sha256(source.encode()).hexdigest(),
-        "dataset sizes": repr((train.size, test.size)),
+        "dataset sizes": repr((train.size, test and test.size)),
         "the order of samples": repr(train.order(0)),
         "torch version": torch.__version__,
         "launcher version": launcher.__version__,

@@ -9,6 +9,7 @@ from torch import nn
 
 from launcher.data.fetching import Shard
 from launcher.data.randomness import seed_test
+from launcher.errors import RecipeError
 from launcher.model.losses import refuse_left_out
 from launcher.model.state import undisturbed_buffers
 from launcher.ranks.alone import NoCollectives, replaced
@@ -49,8 +50,14 @@ def test_event(run: Training, saver: Saver | None) -> None:
     """Test, and do what follows from it, in this order; collective.
 
     A test that was cut leaves nothing behind but what was before it, and is made again from its
-    start. Raises Stopped and NonFiniteLoss, each on all ranks.
+    start. Where there is nothing to test on, what is left of it is the checkpoint. Raises Stopped
+    and NonFiniteLoss, each on all ranks.
     """
+    if run.test_loader is None:
+        run.progress.end_test(None)
+        run.end_whole_epoch()
+        checkpoint(run, saver)
+        return
     with run.times.spending("test"), run.tested_weights():
         tested = test_loop(run, saver)
         run.progress.end_test(tested.numbers())
@@ -91,8 +98,10 @@ def test_loop(run: Training, saver: Saver | None) -> Tested:
     """Test on every sample of the test set exactly once; collective.
 
     The model is not in DDP here: ranks may have different numbers of samples, and none waits.
-    Raises Stopped on all ranks, as `train_loop` does.
+    Raises Stopped on all ranks, as `train_loop` does, and RecipeError without test data.
     """
+    if run.test_loader is None:
+        raise RecipeError("the recipe has no `test_data`", hint="write the method `test_data`")
     run.context.share_buffers(unwrapped(run.model))
     sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
     sampler = run.test_loader.sampler
@@ -135,7 +144,7 @@ def _test_batch(
     if run.tests_gather is None:
         run.tests_gather = run.context.agree(HERE.used)
     sums.end_batch(shard.own, left_out(run, shard))
-    if kept and shard.own:
+    if kept and shard.own and run.test_loader:
         kept.end_batch(run.test_loader.sampler.places(number).tolist())
 
 
@@ -145,6 +154,8 @@ def sanity_test(run: Training) -> None:
 
     What a test would trip over after an hour is known in a second, and no number depends on it.
     """
+    if run.test_loader is None:
+        return
     sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
     run.test_loader.sampler.seek(0)
     run.loss_watch.look(test=True)

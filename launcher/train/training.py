@@ -53,8 +53,8 @@ class Progress:
         """Mean loss of the epoch so far, as far as reported."""
         return self.epoch_loss / (self.epoch_count or 1)
 
-    def end_test(self, test: dict[str, Any]) -> None:
-        """Note a test."""
+    def end_test(self, test: dict[str, Any] | None) -> None:
+        """Note a test, None where there is nothing to test on."""
         self.tested, self.test = self.step, test
 
     def end_epoch(self) -> None:
@@ -84,7 +84,7 @@ class Training:
     optimizer: Optimizer
     scheduler: LRScheduler | None
     train_loader: Loader
-    test_loader: Loader
+    test_loader: Loader | None  # None: the recipe has nothing to test on
     stop: StopRequest
     sums: Sums
     loss_watch: LossWatch

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -70,6 +71,7 @@ class Counted(Recipe):
         if self.talks:
             dist.barrier()
         told = int(model(torch.ones(1, 3).double()).argmax())
+        Image.new("L", (8, 8), report.step).save(folder / "picture.png")
         (folder / "told.txt").write_text(f"{report.step} {report.metrics['miou']} {told}")
 
     def metrics(self, totals: Totals) -> Mapping[str, Any]:

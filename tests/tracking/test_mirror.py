@@ -315,6 +315,20 @@ def test_an_offline_run_is_whole_in_its_file_and_told_how_to_upload(
     assert server.requests == []
 
 
+def test_metrics_and_images_of_a_test_are_on_the_page(tmp_path: Path) -> None:
+    words = ["best_by=-error", "--run-dir", "r", "--tracking", "offline"]
+    done = launcher("run", RECIPES / "counted.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = Run(tmp_path / "r")
+    recorded = read_offline(run.path / "wandb")
+    tests = [row for row in run.rows if row["split"] == "test"]
+    pages = [row for row in recorded.history if "test/miou" in row]
+    assert [row["test/miou"] for row in pages] == [row["miou"] for row in tests]
+    assert [row["after_test/picture._type"] for row in pages] == ["image-file"] * 2
+    assert recorded.summary["best/error"] == min(row["error"] for row in tests)
+    assert recorded.summary["final/test_miou"] == tests[-1]["miou"]
+
+
 def test_sigkill_costs_an_offline_run_a_second_and_a_resume_brings_it_back(
     server: WandbServer, tmp_path: Path
 ) -> None:
