@@ -81,6 +81,8 @@ def note_best(run: Training) -> None:
     test = progress.test or {}
     refuse_unknown(test, best_by, begun=progress.step > 1)
     found = score(test, best_by)
+    if progress.best_by != best_by:  # another metric since the run was resumed: no comparison
+        progress.best_by, progress.best = best_by, None
     if found is not None and (progress.best is None or found > progress.best):
         progress.best, progress.best_step, progress.without_better = found, progress.step, 0
     else:

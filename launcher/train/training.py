@@ -44,6 +44,7 @@ class Progress:
     test: dict[str, Any] | None = None  # the last: loss, accuracy, correct, samples, metrics
     tested: int = 0  # after how many steps that was
     best: float | None = None  # score of the best test, larger is better
+    best_by: str | None = None  # by which metric that was
     best_step: int = 0  # after how many steps that was
     without_better: int = 0  # tests since
     seconds: float = 0.0  # wall clock, over all sessions of the run

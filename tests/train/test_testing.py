@@ -8,6 +8,7 @@ from training import Run, many_runs
 
 CURVE: dict[str, Any] = {"recipe": "curve", "dtype": "float64", "samples": 197, "test_samples": 61}
 CURVE |= {"test_batch_size": 20, "log_every": 3, "augment": True, "hidden": 16}  # 4 steps an epoch
+CURVE |= {"sanity_test": False}  # `stops` count passes
 BY_STEPS = {**CURVE, "steps": 15, "test_every": 5}
 CASES = [
     {**CURVE, "name": "epochs", "epochs": 3},
