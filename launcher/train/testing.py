@@ -122,7 +122,7 @@ def test_loop(run: Training, saver: Saver | None) -> Tested:
     if run.most_steps is None and totals.samples != sampler.size:
         raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
     rows = kept.gathered(run.context) if kept else {}
-    if rows and run.progress.best is None:  # the first time
+    if rows and run.folder and run.progress.best is None:  # the first time
         print(f"kept of {totals.samples} test samples: {size_of(rows) / 1e6:.1f} MB", flush=True)
     return Tested(totals, metrics_of_test(run, totals, rows), rows)
 

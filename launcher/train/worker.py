@@ -15,6 +15,7 @@ from launcher.model.made import as_made
 from launcher.processes import shown
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.faults import StopRequest, not_finite
+from launcher.ranks.kept import size_of
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, load
 from launcher.recipe.hyperparameters import configure
@@ -226,6 +227,8 @@ def test(recipe: Recipe, run: RunDir, context: Context, told: Mapping[str, Any])
         context.from_first(lambda: save_rows(tested.rows, Path(keep)), "--keep")
     if context.rank == 0:
         result = {"state": "completed", "world_size": context.world_size}
+        if keep:
+            result["kept_bytes"] = size_of(tested.rows)
         write_json(run.result, result | told_of_test(tested.numbers()))
 
 
