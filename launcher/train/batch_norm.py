@@ -25,7 +25,7 @@ def refuse_lone_samples(model: nn.Module, train: ShardSampler, test: ShardSample
         elif isinstance(module, _BatchNorm):
             if module.training and train.smallest_part() == 1:
                 _Look(name, module, train)
-            elif module.running_mean is None and test and test.smallest_part() == 1:
+            elif module.running_mean is None and test is not None and test.smallest_part() == 1:
                 _Look(name, module, test)
 
 
