@@ -97,7 +97,7 @@ def ports_of(connections: list[Any]) -> set[int]:
         (2, "rank 1", in_a_step, "adamw"),
         (2, "agent", in_a_save, "sgd"),
         (2, "rank 0", in_a_test, "sgd"),
-        (2, "everybody", in_a_step, "adamw"),
+        pytest.param(2, "everybody", in_a_step, "adamw", marks=pytest.mark.floors),
         (3, "rank 0", in_a_save, "adamw"),
         (3, "rank 1", in_a_step, "sgd norm=true micro_batch_size=9"),
         (2, "rank 0", in_a_step, "adamw norm=true"),

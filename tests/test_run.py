@@ -29,6 +29,7 @@ DIGITS = PROJECT / "recipes" / "digits.py"
 LAUNCHER = Path(sys.executable).with_name("launcher")
 
 
+@pytest.mark.floors
 def test_five_ways_to_start_give_the_same_reports(tmp_path: Path) -> None:
     runs = [tmp_path / name for name in ("run", "python", "torchrun", "accelerate")]
     tail = ["epochs=2", "--run-dir"]

@@ -52,6 +52,16 @@ class Rows:
                 yield row
 
 
+def _private_settings(patient: bool) -> dict[str, str]:
+    """Return settings that come and go between W&B's versions: an unknown variable is no error."""
+    return {
+        "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "0.5",  # seconds SIGKILL may cost, since 0.31
+        "WANDB_X_DISABLE_STATS": str(patient),  # the machine's load is of interest while it trains
+        "WANDB_X_STATS_PID": str(os.getppid()),
+        "WANDB_X_STATS_TRACK_PROCESS_TREE": "True",
+    }
+
+
 class Session:
     """From init to finish. Its methods raise whatever the client raises."""
 
@@ -62,6 +72,7 @@ class Session:
         self._run = run
         self._told = run.read_config()
         names = self._told["tracking"]
+        os.environ.update(_private_settings(patient))
         self._client = wandb.init(
             id=names["run_id"],
             mode=mode,
@@ -78,10 +89,6 @@ class Session:
                 init_timeout=_PATIENT_INIT_S if patient else _INIT_S,
                 finish_timeout=_PATIENT_FINISH_S if patient else _FINISH_S,
                 finish_timeout_raises=True,
-                x_transaction_log_flush_interval=0.5,  # seconds that SIGKILL may cost offline
-                x_disable_stats=patient,  # the machine's load is of interest while it trains
-                x_stats_pid=os.getppid(),
-                x_stats_track_process_tree=True,
             ),
         )
         # Not at init, where a page that is there would keep its own: the world may have changed.

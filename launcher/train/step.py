@@ -45,7 +45,8 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     if measure:
         _measure(run)
     if run.recipe.clip_norm is not None:  # gradients are those of the global batch on every rank
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.clip_norm)
+        parameters = run.model.parameters()
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.recipe.clip_norm, _gradient_norm(run))
     run.optimizer.step()
     if run.average:
         run.average.update()
@@ -119,6 +120,12 @@ def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
 
 def _measure(run: Training) -> None:
     """Note learning rate and gradient norm, which all ranks have alike; nothing waits for them."""
-    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
     run.measured.learning_rate = run.optimizer.param_groups[0]["lr"]
-    run.measured.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+    run.measured.gradient_norm = _gradient_norm(run)
+
+
+def _gradient_norm(run: Training) -> Tensor:
+    """Return the norm of all gradients, (), on the device; torch 2.8 knows none of sparse ones."""
+    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    return torch.nn.utils.get_total_norm(dense)

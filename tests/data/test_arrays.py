@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import v2
+from training import Run, launcher
 
 from launcher.data.arrays import ArrayDataset, load_digits
 from launcher.errors import DataError
@@ -51,6 +52,17 @@ def test_fashion_mnist_is_read_into_memory(tmp_path: Path) -> None:
     image, label = data[7]
     assert torch.equal(image, expected.data[7].float() / 255)
     assert label == expected.targets[7]
+
+
+@pytest.mark.slow
+@pytest.mark.floors
+def test_the_quickstart_s_recipe_trains_on_files_of_the_real_format(tmp_path: Path) -> None:
+    write_fashion_mnist(tmp_path / "data", train=130)
+    words = ["epochs=1", "--nproc", "2", "--run-dir", "r"]
+    done = launcher("run", "fashion_mnist", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    trained, tested = Run(tmp_path / "r").rows
+    assert (trained["samples"], tested["samples"]) == (130, 10)
 
 
 def test_a_batch_is_what_its_samples_are_one_by_one() -> None:

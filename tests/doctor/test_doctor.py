@@ -46,6 +46,7 @@ def named(found: list[Check], name: str) -> Check:
     return next(check for check in found if check.name == name)
 
 
+@pytest.mark.floors
 def test_a_sound_machine_passes_its_own_checks_in_a_moment(tmp_path: Path) -> None:
     began = time.monotonic()
     found = checks.node_checks(tmp_path)
@@ -149,7 +150,7 @@ def test_credentials_are_noticed_and_never_shown(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nproc", [1, 2, 3])
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.floors), 3])
 def test_all_processes_come_up_and_talk(nproc: int, tmp_path: Path) -> None:
     found = examine(Nodes(nproc, cpu=True), tmp_path / "runs")
     assert all(check.ok for check in found), found

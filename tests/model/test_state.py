@@ -51,6 +51,7 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(np.array_equal(one, other))
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("kind", KEPT)
 def test_a_state_of_any_kind_is_saved_and_goes_on(tmp_path: Path, kind: str) -> None:
     run = trained(tmp_path, kind, epochs=2)

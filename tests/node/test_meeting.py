@@ -89,6 +89,7 @@ def test_a_machine_alone_needs_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(psutil.Process().net_connections()) == before
 
 
+@pytest.mark.floors
 def test_on_one_machine_there_is_no_store_that_another_user_could_join(tmp_path: Path) -> None:
     words = ["step_s=0.05", "epochs=1000", "batch_size=9", "--nproc", "3", "--run-dir", "r"]
     with started("run", RECIPES / "trouble.py", *words, cwd=tmp_path) as run:

@@ -82,6 +82,7 @@ def dom(page_file: Path, scratch: Path) -> tuple[str, set[str]]:
     return done.stdout, set(asked)
 
 
+@pytest.mark.floors
 def test_the_page_of_a_run_has_its_numbers(tmp_path: Path) -> None:
     run = made(tmp_path / "r", NEWER_ROWS, {"state": "failed", "error": "it broke"})
     text = page(read(run), 1e9)
@@ -106,6 +107,7 @@ def test_a_chart_that_no_run_has_rows_for_is_left_out(tmp_path: Path) -> None:
     assert "Nothing has been reported yet" in empty
 
 
+@pytest.mark.floors
 def test_plotly_knows_every_property_of_a_chart(tmp_path: Path) -> None:
     shown = read(made(tmp_path / "r", NEWER_ROWS))
     for chart in CHARTS:
@@ -128,6 +130,7 @@ def test_what_differs_is_shown_apart_from_what_is_the_same(tmp_path: Path) -> No
     assert labels([run for run, _ in read(runs[0], runs[0])]) == [str(runs[0].path)] * 2
 
 
+@pytest.mark.floors
 def test_every_run_has_a_colour_of_its_own() -> None:
     for count in (1, 7, 8, 40):
         assert len(set(palette(count))) == count

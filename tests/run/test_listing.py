@@ -100,6 +100,7 @@ def test_a_folder_that_is_no_run_is_named_and_left_out(tmp_path: Path) -> None:
         summary(tmp_path / "model")
 
 
+@pytest.mark.floors
 def test_the_list_is_newest_first_with_what_differs_among_runs_of_a_recipe(tmp_path: Path) -> None:
     for at, rate in enumerate([0.1, 0.2]):
         parameters = {"epochs": 4, "learning_rate": rate, "seed": 0}

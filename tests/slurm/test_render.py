@@ -20,6 +20,7 @@ from launcher.slurm.profile import Profile
 from launcher.slurm.render import directives, quoted, render, variables, warnings
 
 
+@pytest.mark.floors
 @pytest.mark.parametrize("name", CASES)
 def test_the_scripts_are_as_their_golden_files_have_them(name: str) -> None:
     for script, kind in zip(render(CASES[name]), ("sbatch", "node.sh"), strict=True):

@@ -266,6 +266,7 @@ def test_a_grid_runs_on_this_machine_one_after_the_other(tmp_path: Path) -> None
     assert first.farthest(second) > 1e-3
 
 
+@pytest.mark.floors
 @pytest.mark.slow
 def test_a_job_checks_its_nodes_before_it_trains(tmp_path: Path) -> None:
     done = launcher("submit", "digits", "epochs=1", "--local", "--run-dir", "r", cwd=tmp_path)

@@ -91,6 +91,7 @@ class Alone(Curve):
 """
 
 
+@pytest.mark.floors
 def test_three_processes_make_one_page_that_equals_the_run_directory(
     server: WandbServer, tmp_path: Path
 ) -> None:

@@ -88,6 +88,18 @@ def test_the_watch_sees_a_recipe_that_waits() -> None:
     assert {step for step, what in watch.seen if what == "item"} == {0, 1, 2}  # and in the test
 
 
+@pytest.mark.floors
+def test_gradients_of_a_few_rows_are_measured_and_clipped_as_whole_ones_are() -> None:
+    words = {"dtype": "float64", "epochs": 1, "clip_norm": 0.1}
+    whole, sparse = (made(RECIPES / "tokens.py", sparse=few, **words) for few in (False, True))
+    for training in (whole, sparse):
+        loops.train_loop(training, None)
+    norms = [training.measured.gradient_norm for training in (whole, sparse)]
+    torch.testing.assert_close(*norms)
+    for mine, other in zip(sparse.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.allclose(mine, other, atol=1e-12)
+
+
 def test_steps_of_milliseconds_exchange_nothing_between_reports() -> None:
     pulse = Pulse()
     exchanges = 0

@@ -146,6 +146,7 @@ console.close()
 """
 
 
+@pytest.mark.floors
 def test_a_terminal_gets_a_bar_and_the_same_lines() -> None:
     ours, theirs = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
