@@ -44,7 +44,7 @@ def main(cases: Path, folder: Path, *, cpu: bool) -> None:
         file = find(str(RECIPES / f"{recipe_name}.py"))
         recipe = configure(load(file), file.name, case)
         run = RunDir(folder / name)
-        if context.rank == 0:
+        if context.rank == 0 and not run.config.exists():
             run.create(config.describe(file, recipe, nproc=context.world_size), file.source)
         gc.collect()  # the last case's DDP goes now, and not in the middle of a step
         for stop in [*stops, None]:

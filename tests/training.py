@@ -87,12 +87,14 @@ def many_runs(
     in_ddp: bool = False,
     cpu: bool = True,
     env: Mapping[str, str] | None = None,
+    timeout_s: float = 280,
 ) -> None:
     """Train all cases in one set of `world_size` processes: start-up is paid once.
 
-    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters; `stops`
-    are passes, like ["test", 2], in which it is stopped, to be gone on with. `in_ddp`
-    makes a group, and so DDP, of one process, too; without `cpu` they train on a GPU.
+    A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters; one whose
+    directory is there goes on. `stops` are passes, like ["test", 2], in which it is stopped, to be
+    gone on with. `in_ddp` makes a group, and so DDP, of one process, too; without `cpu` they train
+    on a GPU.
     """
     listed = folder / "cases.json"
     listed.write_text(json.dumps(list(cases)))
@@ -103,7 +105,7 @@ def many_runs(
         start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
     script += ["cpu" if cpu else "cuda"]
     env = {"OMP_NUM_THREADS": "1", **(env or {})}
-    done = command(*start, *script, cwd=folder, timeout_s=280, env=env)
+    done = command(*start, *script, cwd=folder, timeout_s=timeout_s, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
