@@ -13,10 +13,10 @@ from launcher import ArrayDataset, Recipe, load_digits, main
 class Folds(Recipe):
     """A linear classifier of handwritten digits; `--grid fold=0,1,2` trains all of them."""
 
-    epochs: int = 1
+    epochs: int = 2
     batch_size: int = 20
     test_batch_size: int = 70
-    learning_rate: float = 0.1
+    learning_rate: float = 0.5
     log_every: int = 3
     folds: int = 3  # parts of the data
     fold: int = 0  # the part to test on
