@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-import transformers  # type: ignore[import-not-found]  # optional
+import transformers
 import work
 from torch import Tensor, nn
 from torch.utils.data import default_collate
