@@ -8,6 +8,15 @@ import strict_cluster as strict
 from slurm_cluster import Cluster, missing, slurm_cluster
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that may take longest: others fit in beside them."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        if limit := item.get_closest_marker("timeout"):
+            longest[item.path] = max(limit.args[0], longest.get(item.path, 0))
+    items.sort(key=lambda item: -longest.get(item.path, 0))
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of two nodes."""

@@ -96,12 +96,13 @@ class Cluster:
         return self.job(job)["JobState"]
 
     def wait(self, job: int, *states: str, timeout_s: float) -> str:
-        """The first of `states` that the job is seen in, looking every 0.3 s."""
-        deadline = time.monotonic() + timeout_s
+        """The first of `states` that the job is seen in; who waits for long looks once a second."""
+        deadline, pause_s = time.monotonic() + timeout_s, 0.1
         while (now := self.job(job))["JobState"] not in states:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job} is not {states} after {timeout_s} s but {now}")
-            time.sleep(0.3)
+            time.sleep(pause_s)
+            pause_s = min(1.2 * pause_s, 1)
         return now["JobState"]
 
     def node_state(self, node: str) -> str:

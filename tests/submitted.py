@@ -76,7 +76,7 @@ def two_nodes(cluster: Cluster, folder: Path, *words: object, step_s: float = 0.
 
 def in_mid_epoch(job: Submitted) -> Submitted:
     """A job that has come to somewhere in its second epoch."""
-    wait_for(lambda: job.step >= 28 or job.completed, timeout_s=240)
+    wait_for(lambda: job.step >= 28 or job.completed, timeout_s=240, every_s=0.3)
     assert 0 < job.step < 60, job.said
     return job
 
