@@ -93,7 +93,7 @@ def taken(cluster: Cluster, folder: Path) -> Submitted:
     return ended(Submitted(job.path, cluster, int(again)))
 
 
-SOON = "start_timeout=100"  # the first step of a start, or it is ended
+SOON = "start_timeout=200"  # the first step of a start, or it is ended
 
 
 def lost(cluster: Cluster, folder: Path) -> Submitted:
@@ -266,7 +266,7 @@ def test_a_preempted_job_that_is_given_time_loses_no_step(told: Of) -> None:
 
 def check_lost(job: Submitted, told: Of) -> None:
     # SLURM, still busy with what ran on the node, may end the next start there, without a word to
-    # the other node: it goes on, at the latest when SOON is over.
+    # the other node, which sees it and leaves, too.
     first, *more = verdicts(job)[:-1]
     assert first == "interrupted"
     assert more in ([], ["interrupted"])

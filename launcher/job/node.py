@@ -42,14 +42,16 @@ def _node(
     if is_completed(run, told["hyperparameters"]):
         return 0
     note(run, nodes.node_rank, "began", name)
+    deserted = partial(others_asked, run, nodes.node_rank, nodes.nnodes, nodes.nproc)
     os.environ[LOADED] = str(run.node_mark(nodes.node_rank))
     try:
         with _scratch(env.get("LAUNCHER_SCRATCH"), name):
             _look_at_node(run, nodes, name)
-            launch(Launch(run, run, nodes, resumed=told, managed=True, on_stop=asked))
+            here = Launch(run, run, nodes, resumed=told, managed=True, on_stop=asked)
+            launch(replace(here, deserted=deserted))
     except TrainingFailed as error:  # the job's own summary, of all nodes, comes at its end
         if isinstance(error, NodeFailed):
-            if others_asked(run, nodes.node_rank, nodes.nnodes, nodes.nproc):
+            if deserted():
                 raise Stopped("what it waited for was asked to stop") from error
             failed = {"error": error.message, "hint": error.hint, "own_fault": error.own_fault}
             write_json(run.node_error(nodes.node_rank), failed)

@@ -186,6 +186,7 @@ class Launch:
     made: Sequence[Path] | None = None  # folders made for a run that is new
     managed: bool = False  # by a SLURM job, which judges and notes how all machines ended
     on_stop: Callable[[], None] | None = None  # called at the first request to stop
+    deserted: Callable[[], bool] | None = None  # whether other machines left before all had begun
 
     @property
     def ranks(self) -> range:
@@ -269,13 +270,11 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     """Start the processes once; returns how they ended, None where they completed."""
     run, parameters = job.run, told["hyperparameters"]
     nodes = replace(job.nodes, threads=told.get("threads"))
-    for rank in job.ranks:
-        run.record(rank).unlink(missing_ok=True)
-        run.mark(rank).unlink(missing_ok=True)
-    run.exits(nodes.node_rank).unlink(missing_ok=True)
-    start_timeout = parameters.get("start_timeout", Recipe.start_timeout)  # older runs have none
     marks = {rank: run.mark(rank) for rank in job.ranks}
-    watch = HangWatch(marks, parameters["hang_timeout"], start_timeout)
+    for path in [*marks.values(), *map(run.record, job.ranks), run.exits(nodes.node_rank)]:
+        path.unlink(missing_ok=True)
+    start_timeout = parameters.get("start_timeout", Recipe.start_timeout)  # older runs have none
+    watch = HangWatch(marks, parameters["hang_timeout"], start_timeout, job.deserted)
     argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
     env = environment(nodes, os.environ)
     code = supervisor.run(argv, env, run.agent(nodes.node_rank), watch)

@@ -17,6 +17,7 @@ from launcher.run import mark
 _POLL_S = 0.05
 _ASK_AGAIN_S = 1.0  # a worker that has just started does not hear yet
 _LOOK_S = 0.5  # between two looks at how far the ranks are
+_LOOK_AROUND_S = 5.0  # and at other machines
 _DUMP_S = 1.0  # what writing all stacks may take
 _SAY_AFTER_S = 60.0  # how long nothing has to happen before the first step to be worth a word
 
@@ -26,12 +27,21 @@ class HangWatch:
 
     A first step may take `start_timeout_s`, and so may a disk: meanwhile a rank gives signs of
     life. Where all ranks wait for those of other machines, those machines' watches judge.
+    `deserted` tells whether other machines, without which no rank begins, have left.
     """
 
-    def __init__(self, marks: Mapping[int, Path], timeout_s: float, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        marks: Mapping[int, Path],
+        timeout_s: float,
+        start_timeout_s: float,
+        deserted: Callable[[], bool] | None = None,
+    ) -> None:
         self._paths, self._timeout_s, self._start_timeout_s = marks, timeout_s, start_timeout_s
+        self._deserted = deserted
         self._marks: dict[int, mark.Mark] = {}
         self._began = self._looked = self._stirred = self._got_on = time.monotonic()
+        self._looked_around = self._began
         self._said = False
 
     def verdict(self) -> str | None:
@@ -50,12 +60,20 @@ class HangWatch:
         started = all(found.steps for found in marks.values())
         if not started:
             self._say_how_long(now - self._began)
+        if self._is_in_vain(now):
+            return "the machines that it waited for have left"
         patience_s = self._timeout_s if started else self._start_timeout_s
         if now - self._stirred >= patience_s:
             return f"no progress for {patience_s:g} s: {_who(marks)}"
         if now - self._got_on >= max(self._timeout_s, self._start_timeout_s):
             return f"waited for a disk for {now - self._got_on:.0f} s: {_who(marks)}"
         return None
+
+    def _is_in_vain(self, now: float) -> bool:
+        if self._deserted is None or now - self._looked_around < _LOOK_AROUND_S:
+            return False
+        self._looked_around = now
+        return not any(path.exists() for path in self._paths.values()) and self._deserted()
 
     def _say_how_long(self, seconds: float) -> None:
         if not self._said and seconds > _SAY_AFTER_S:

@@ -122,7 +122,7 @@ def test_a_node_whose_neighbour_was_asked_to_stop_waits_for_it_without_fault(
     nnodes: int, asked: bool, tmp_path: Path
 ) -> None:
     """SLURM may end a start on one node alone: the others wait for it."""
-    run = a_run(tmp_path, nnodes=nnodes, checks=False, start_timeout=3)
+    run = a_run(tmp_path, nnodes=nnodes, checks=False, start_timeout=3600 if asked else 3)
     for other in range(1, nnodes):
         if asked:
             note(run, other, "asked", "n8")
