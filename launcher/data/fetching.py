@@ -72,6 +72,7 @@ class Fetcher(Dataset[Shard | Failed]):
         self.device = device  # where batches of arrays are made
         self.arrays = dataset if in_memory(dataset) else None
         self.test, self.rank = test, sampler.rank
+        self.repeats = sampler.given is not None  # samples may come again within an epoch
         cut = sampler.micro_batch_size < sampler.batch_size
         self.in_parts = cut or sampler.num_replicas > 1  # no fetcher sees a whole batch
         self.checked = False
@@ -128,7 +129,8 @@ class Fetcher(Dataset[Shard | Failed]):
         if others is not None:
             names = np.concatenate([names, others])
         numbers = SampleRandom(self.recipe.seed, part.epoch, names, self.device)
-        make = partial(self.arrays.batch, indices_of(names), numbers)
+        indices = indices_of(names) if self.repeats else names
+        make = partial(self.arrays.batch, indices, numbers)
         if self.checked:
             batch, drew = make(), False
         else:

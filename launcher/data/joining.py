@@ -122,7 +122,8 @@ def _unasked(what: str) -> RecipeError:
     return RecipeError(
         f"`collate` {what} torch's default, and tests use it only where they are told to",
         hint="say how test samples are joined: `test_collate = collate` in the recipe, where "
-        "tests may use it, or a method of its own",
+        "tests may use it, or a method of its own; a batch that is mixed may be another one where "
+        "`test_step` is written",
     )
 
 

@@ -54,9 +54,11 @@ class ShardIndices(NamedTuple):
 
     def parts(self) -> list[Part]:
         """Return the micro-batches."""
-        others: list[Any] = self.partners or [None] * len(self.micro_batches)
-        pairs = zip(self.micro_batches, others, strict=True)
-        return [Part(self.epoch, self.step, names, partners) for names, partners in pairs]
+        where = self.epoch, self.step
+        if self.partners is None:
+            return [Part(*where, names, None) for names in self.micro_batches]
+        pairs = zip(self.micro_batches, self.partners, strict=True)
+        return [Part(*where, names, partners) for names, partners in pairs]
 
 
 class ShardSampler(DistributedSampler[ShardIndices]):
