@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from launcher.data.files import stream_of
     from launcher.data.randomness import BatchRandom, SampleRandom, sample_seed
     from launcher.data.streams import Stream
+    from launcher.model.schedules import Schedule, Steps, warmup_cosine
     from launcher.ranks.context import unwrapped
     from launcher.ranks.gathering import gather
     from launcher.recipe.base import Recipe, StepSums
@@ -25,7 +26,9 @@ __all__ = [
     "Mixture",
     "Recipe",
     "SampleRandom",
+    "Schedule",
     "StepSums",
+    "Steps",
     "Stream",
     "Totals",
     "gather",
@@ -34,6 +37,7 @@ __all__ = [
     "sample_seed",
     "stream_of",
     "unwrapped",
+    "warmup_cosine",
 ]
 __version__ = "0.1.0"
 
@@ -43,7 +47,9 @@ _HOMES = {
     "Mixture": "launcher.data.computed",
     "Recipe": "launcher.recipe.base",
     "SampleRandom": "launcher.data.randomness",
+    "Schedule": "launcher.model.schedules",
     "StepSums": "launcher.recipe.base",
+    "Steps": "launcher.model.schedules",
     "Stream": "launcher.data.streams",
     "Totals": "launcher.recipe.totals",
     "gather": "launcher.ranks.gathering",
@@ -52,6 +58,7 @@ _HOMES = {
     "sample_seed": "launcher.data.randomness",
     "stream_of": "launcher.data.files",
     "unwrapped": "launcher.ranks.context",
+    "warmup_cosine": "launcher.model.schedules",
 }
 
 

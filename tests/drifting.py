@@ -73,8 +73,9 @@ class Example(Recipe):
     def loss(self) -> nn.Module:
         return Scaled() if self.scaled else nn.CrossEntropyLoss()
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    def optimizer(self, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
+        parameters = [*model.parameters(), *loss.parameters()]
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
 
     def train_step(self, model: nn.Module, batch: Any, loss_fn: nn.Module) -> StepSums:
         x, y = batch
@@ -174,7 +175,6 @@ DRIFTING: dict[str, Example] = {
     "by-hand": Example(step="by_hand"),
     "unfreezes": Example(step="unfreezes"),
     "unsynchronised": Example(step="unsynchronised"),
-    "loss": Example(scaled=True),
 }
 HEALTHY: dict[str, Example] = {
     "plain": Example(),
@@ -183,6 +183,7 @@ HEALTHY: dict[str, Example] = {
     "unused": Example(find_unused_parameters=True),
     "bf16-weights": Example(dtype="bfloat16"),
     "double": Example(dtype="float64"),
+    "loss": Example(scaled=True, micro_batch_size=2),
     "averaged": Example(ema_decay=0.9),
     "micro": Example(micro_batch_size=2, clip_norm=0.5),
     "rounds": Example(step="rounds", log_every=1),
@@ -195,8 +196,6 @@ def ending(recipe: Example, context: Context) -> list[str] | None:
     KEPT.clear()
     context.accelerator.ddp_handler.find_unused_parameters = recipe.find_unused_parameters
     training = prepare(recipe, context, StopRequest())
-    if recipe.scaled:
-        training.optimizer.add_param_group({"params": list(training.loss_fn.parameters())})
     try:
         train_loop(training, None)
     except LauncherError as error:

@@ -226,9 +226,9 @@ def seed_order(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(key)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed what the model draws in one step (dropout): it differs by rank and by step."""
-    _seed_torch(mix(_STEP, seed, step, rank))
+def seed_step(seed: int, step: int, rank: int, turn: int = 0) -> None:
+    """Seed what the model draws in one step (dropout): it differs by rank, step and turn."""
+    _seed_torch(mix(_STEP, seed, step, rank, *([turn] if turn else [])))
 
 
 def seed_test(seed: int, batch: int, rank: int) -> None:

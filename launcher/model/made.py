@@ -6,7 +6,7 @@ moved does not tell the constants it began with.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from launcher.errors import RecipeError
+from launcher.model.schedules import Schedule, state_of
 
 Made = dict[str, Any]
 
@@ -25,24 +26,27 @@ _SCHEDULED = ("lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_mome
 _REMEMBERS_NOTHING = ("lr", "weight_decay")  # no optimizer keeps a state because of these
 
 
-def as_made(optimizer: Optimizer, scheduler: LRScheduler | None, steps: int) -> Made:
-    """Describe an optimizer and its schedule before the first of a run's `steps` steps."""
+def as_made(optimizers: Iterable[Optimizer], schedules: Iterable[Schedule], steps: int) -> Made:
+    """Describe optimizers and their schedules before the first of a run's `steps` steps."""
     spread = {steps * point // (_POINTS - 1) for point in range(_POINTS)}
     warm_up = {1 << power for power in range(steps.bit_length())}
     points = sorted(spread | warm_up)
+    several = list(optimizers)
     groups = [
-        {k: _copied(v) for k, v in g.items() if k != "params"} for g in optimizer.param_groups
+        {k: _copied(v) for k, v in group.items() if k != "params"}
+        for optimizer in several
+        for group in optimizer.param_groups
     ]
     return {
-        "optimizer": type(optimizer).__qualname__,
+        "optimizer": " and ".join(type(optimizer).__qualname__ for optimizer in several),
         "groups": groups,
         "points": points,
-        "schedule": _schedule(scheduler, groups, points),
+        "schedule": _schedule(schedules, groups, points),
     }
 
 
 def with_changes(groups: list[dict[str, Any]], made: Made, now: Made) -> list[dict[str, Any]]:
-    """Return the groups of a saved optimizer, with those options that are made otherwise now.
+    """Return the groups of saved optimizers, with those options that are made otherwise now.
 
     What schedule and recipe have moved since it was made stays where it is. Raises RecipeError
     where it cannot be changed: it is of another kind, or would remember something else.
@@ -56,10 +60,10 @@ def with_changes(groups: list[dict[str, Any]], made: Made, now: Made) -> list[di
     ]
 
 
-def refuse_other_schedule(made: Made, now: Made, scheduler: LRScheduler | None) -> None:
+def refuse_other_schedule(made: Made, now: Made, schedules: Iterable[Schedule]) -> None:
     """Raise RecipeError, with the differences, where a schedule is not the one that was saved."""
     before = made["schedule"]
-    after = _schedule(scheduler, now["groups"], made["points"])
+    after = _schedule(schedules, now["groups"], made["points"])
     # A name that only one of them has came with another version of torch.
     names = [name for name in before if name in after and not _same(before[name], after[name])]
     _refuse("schedule", [f"{name} was {before[name]} and is {after[name]}" for name in names])
@@ -69,8 +73,8 @@ def _refuse(what: str, differences: list[str]) -> None:
     if differences:
         raise RecipeError(
             f"the {what} of a run cannot be changed: {'; '.join(differences[:3])}",
-            hint="leave the hyperparameters it is made from as they were (`epochs` may be one), or "
-            "start a new run",
+            hint="leave the hyperparameters it is made from as they were (`epochs` or `steps` may "
+            "be one), or start a new run",
         )
 
 
@@ -93,14 +97,18 @@ def _moved(value: Any, before: Any, after: Any) -> Any:
 
 
 def _schedule(
-    scheduler: LRScheduler | None, groups: list[dict[str, Any]], points: list[int]
+    schedules: Iterable[Schedule], groups: list[dict[str, Any]], points: list[int]
 ) -> dict[str, Any]:
-    """Name every constant of a schedule, of those nested in it, and values of its functions."""
-    parts = list(_parts(scheduler))
+    """Name every constant of schedules, of those nested in them, and values of their functions."""
+    parts: list[LRScheduler] = []
+    counted: dict[str, Any] = {}
+    for schedule in schedules:
+        counted[f"every of schedule {len(counted)}"] = schedule.every
+        parts += _parts(schedule.scheduler)
     described: dict[str, Any] = {"it": " and ".join(type(p).__qualname__ for p in parts) or "none"}
     for number, part in enumerate(parts):
         prefix = f"{type(part).__qualname__}{f' {number}' if number else ''}"
-        state = {k: v for k, v in part.state_dict().items() if k != "_schedulers"}
+        state = {k: v for k, v in state_of(part).items() if k != "_schedulers"}
         described |= {f"{prefix}.{name}": _copied(value) for name, value in state.items()}
         for name, functions in _functions(part):
             for point in points:
@@ -108,7 +116,7 @@ def _schedule(
                     _value(f, point) for f in functions
                 ]
     if parts:
-        described |= {
+        described |= counted | {
             f"{name} of group {number}": group[name]
             for number, group in enumerate(groups)
             for name in _SCHEDULED
@@ -118,10 +126,9 @@ def _schedule(
 
 
 def _parts(scheduler: Any) -> Iterator[LRScheduler]:
-    if scheduler is not None:
-        yield scheduler
-        for part in getattr(scheduler, "_schedulers", []):
-            yield from _parts(part)
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", []):
+        yield from _parts(part)
 
 
 def _functions(scheduler: Any) -> Iterator[tuple[str, list[Any]]]:

@@ -19,13 +19,13 @@ from torch.distributed.elastic.multiprocessing import PContext, api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
+from launcher.leave import leave
 from launcher.node import probe
 from launcher.node.forks import stand_in
 from launcher.node.meeting import Alone, Meeting
 from launcher.run import mark
 from launcher.run.directory import RunDir, write_json
 from launcher.train import worker
-from launcher.train.leave import leave
 
 _GRACE_S = 5  # what workers get to end by themselves when another has failed
 _POLL_S = 0.05

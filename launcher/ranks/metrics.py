@@ -1,5 +1,6 @@
 """Loss and accuracy as sums and counts on the device, reduced over all ranks once a report."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,7 +23,9 @@ class Sums:
     up together. Nothing is copied to the host before `vector` is reduced and read.
     """
 
-    def __init__(self, capacity: int, device: torch.device) -> None:
+    def __init__(self, capacity: int, device: torch.device, turns: Sequence[str] = ()) -> None:
+        """`turns` are names of optimizers; each has a named sum of its loss and of its count."""
+        self.turns = turns
         self.named = NamedSums(device)  # what the recipe sums up besides
         self._losses = torch.zeros(capacity, dtype=torch.float64, device=device)  # of each step
         self._correct = self._losses.new_zeros(())  # (); whole numbers, exact up to 2**53
@@ -107,4 +110,4 @@ class Sums:
     def whole(self, reduced: list[float], context: Context) -> Totals:
         """Read a reduced vector back, with the named sums; collective where any rank has some."""
         named = self.named.reduced(context) if reduced[-1] else {}
-        return replace(self.totals(reduced), sums=named)
+        return replace(self.totals(reduced), sums=named, turns=self.turns if named else ())

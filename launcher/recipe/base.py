@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Generator, Tensor, nn
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import Dataset
 
     from launcher.data.streams import Stream
+    from launcher.model.schedules import Schedule, Steps
 
     Indices = Sequence[int] | np.typing.NDArray[Any] | Tensor
 
@@ -109,12 +109,26 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         """
         raise NotImplementedError
 
-    def optimizer(self, model: "nn.Module") -> "Optimizer":
-        """Return the optimizer of the model's parameters."""
+    # Typed so that a recipe may take one or two arguments.
+    def optimizer(
+        self, *given: Any, **named: Any
+    ) -> "Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer]":
+        """Return the optimizer of the model's parameters: `optimizer(self, model)`.
+
+        It is `optimizer(self, model, loss)` where the loss has parameters, too. Several optimizers
+        in a list are stepped together; those in a dict, by name, have turns in `train_step`.
+        """
         raise NotImplementedError
 
-    def scheduler(self, optimizer: "Optimizer") -> "LRScheduler | None":  # noqa: ARG002  # for subclasses
-        """Return a learning rate scheduler, stepped once every optimizer step, or None."""
+    def scheduler(
+        self,
+        optimizer: Any,  # noqa: ARG002  # for subclasses, as `optimizer` has returned it
+        steps: "Steps",  # noqa: ARG002
+    ) -> "Schedule | Sequence[Schedule] | Mapping[str, Schedule] | None":
+        """Return a schedule of the learning rate, several, or None.
+
+        `steps` is how many optimizer steps the run has, and `steps.per_epoch` how many an epoch.
+        """
         return None
 
     def train_step(self, model: "nn.Module", batch: Any, loss_fn: "nn.Module") -> StepSums:
@@ -128,6 +142,9 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         Replace it when the loss is not `loss_fn(model(x), y)`. `count` may then be anything the
         loss is a mean over (tokens, pixels): it is summed over all processes before gradients
         are divided by it, at the cost of one more all-reduce a step.
+
+        Where `optimizer` returns a dict it yields (name, StepSums) for each turn instead, and gets
+        the model that is inside DDP; annotate it with `Any`, and write `test_step`.
         """
         inputs, labels = _pair(batch)
         outputs = model(inputs)  # (micro-batch, classes)

@@ -1,6 +1,6 @@
 """What `StepSums` of all ranks add up to, as `metrics` gets it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,25 @@ class Totals:
     samples: int
     left_out: int = 0  # labels that a mean has left out although nobody said so
     sums: "Mapping[str, Tensor]" = field(default_factory=dict)
+    turns: Sequence[str] = ()  # names of optimizers, each with a loss of its own
 
     @property
     def loss(self) -> float:
-        """Mean loss."""
-        return sum(self.losses) / (self.count or 1)
+        """Mean loss; in turns the sum of theirs."""
+        return sum(self.of_turns().values()) if self.turns else self.summed / (self.count or 1)
+
+    @property
+    def summed(self) -> float:
+        """The loss, summed over what it is a mean over."""
+        return self.loss * self.count if self.turns else sum(self.losses)
+
+    def of_turns(self) -> dict[str, float]:
+        """Return the mean loss of each turn, as `loss_NAME`."""
+        counts = {name: float(self.sums[f"count_{name}"]) for name in self.turns}
+        return {
+            f"loss_{name}": float(self.sums[f"loss_{name}"]) / (count or 1)
+            for name, count in counts.items()
+        }
 
     @property
     def accuracy(self) -> float | None:

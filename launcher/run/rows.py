@@ -7,7 +7,14 @@ from typing import Any
 # What a row has of its own; all else in it are numbers that the recipe has given a name.
 FIELDS = (
     *("split", "epoch", "step", "samples", "loss", "accuracy", "epochs", "time"),
-    *("learning_rate", "gradient_norm", "samples_per_second", "step_time", "data_wait"),
+    *(
+        "learning_rate",
+        "learning_rates",
+        "gradient_norm",
+        "samples_per_second",
+        "step_time",
+        "data_wait",
+    ),
     "gpu_memory",
 )
 # No metric has one of these names: "correct" is a field of result.json.

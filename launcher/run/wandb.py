@@ -37,6 +37,7 @@ _PAGE = {
     "epochs": "trainer/epochs",
     "time": "trainer/time",
     "learning_rate": "trainer/learning_rate",
+    "learning_rates": "trainer/learning_rates",
     "gradient_norm": "trainer/gradient_norm",
     "samples_per_second": "speed/samples_per_second",
     "step_time": "speed/step_time",

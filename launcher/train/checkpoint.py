@@ -10,12 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
-from torch.optim import Optimizer
 
 from launcher.data.device import on_host, reserve
 from launcher.errors import BadInput, RecipeError
-from launcher.model.made import Made, refuse_other_schedule, with_changes
+from launcher.model.made import Made, refuse_other_schedule
 from launcher.model.state import (
     ModelState,
     captured,
@@ -80,9 +78,7 @@ class Saver:
         if training.context.rank == 0 and not self._reserved:
             self._reserved = True
             average = training.average.weights if training.average else None
-            reserve(
-                [unwrapped(training.model).state_dict(), training.optimizer.state_dict(), average]
-            )
+            reserve([unwrapped(training.model).state_dict(), training.optimizers.state(), average])
 
     def wait(self, marker: Marker) -> None:
         """Wait until the save in flight has ended."""
@@ -122,11 +118,11 @@ def state_of(training: Training, window: Totals) -> dict[str, Any]:
 
     Randomness needs no state: it is derived from seed, epoch, step and sample.
     """
-    scheduler = training.scheduler
     return {
         "made": training.made,
-        "optimizer": on_host(training.optimizer.state_dict()),
-        "scheduler": on_host(scheduler.state_dict()) if scheduler else None,
+        "optimizer": on_host(training.optimizers.state()),
+        "scheduler": on_host(training.schedules.state()),
+        "loss": on_host(loss_state(training)),
         "average": on_host(training.average.state()) if training.average else None,
         "progress": asdict(training.progress),
         "order": _order(training, asdict(training.progress)),
@@ -153,11 +149,11 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
     """
     state = load_safely(checkpoint.path / files.TRAINING)
     made = state.get("made") or _made_of_old(training, state)
-    refuse_other_schedule(made, training.made, training.scheduler)
+    refuse_other_schedule(made, training.made, training.schedules)
     _refuse_other_order(training, state)
     try:
-        load_model(training.model, checkpoint.path, state)
-        _load_optimizer(training.optimizer, state["optimizer"], made, training.made)
+        load_model(training, checkpoint.path, state)
+        training.optimizers.load(_several(state["optimizer"]), made, training.made)
     except ValueError as error:
         raise BadInput(
             f"checkpoint {checkpoint.path} does not fit the recipe: {error}",
@@ -165,8 +161,7 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
         ) from error
     if training.average:
         training.average.load(state.get("average"), state["progress"]["step"])
-    if training.scheduler and state["scheduler"] is not None:
-        training.scheduler.load_state_dict(on_host(state["scheduler"]))
+    training.schedules.load(on_host(_several(state["scheduler"])))
     for field, value in state["progress"].items():
         setattr(training.progress, field, value)
     if not training.progress.steps_into_epoch:  # one of old does not tell, and was saved tested
@@ -202,34 +197,41 @@ def _order(training: Training, progress: dict[str, Any]) -> dict[str, Any]:
     return training.train_loader.sampler.order(begun)
 
 
-def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any], made: Made, now: Made) -> None:
-    """Load what an optimizer knows; options that were changed are as they are made now."""
-    groups = with_changes(saved["param_groups"], made, now)
-    optimizer.load_state_dict(saved | {"param_groups": groups})
-    for values in optimizer.state.values():  # what is not on another device is still in the file
-        values |= {k: v.clone() for k, v in values.items() if isinstance(v, Tensor) and v.is_cpu}
-
-
 def _made_of_old(training: Training, state: dict[str, Any]) -> Made:
     """Return what a checkpoint of old was made with, as far as it tells: no schedule moved it."""
-    if training.scheduler:
+    if list(training.schedules):
         return training.made
     return training.made | {"groups": state["optimizer"]["param_groups"]}
 
 
-def load_model(model: torch.nn.Module, folder: Path, state: dict[str, Any]) -> None:
-    """Load the weights and buffers of a checkpoint, and of its `state`, into a model.
+def _several(saved: Any) -> list[dict[str, Any]]:
+    """Return the states of several, of which checkpoints of old have one or none."""
+    return saved if isinstance(saved, list) else [] if saved is None else [saved]
+
+
+def load_model(training: Training, folder: Path, state: dict[str, Any]) -> None:
+    """Load the weights and buffers of a checkpoint, and of its `state`, into model and loss.
 
     Raises ValueError where they do not fit.
     """
     told = ModelState(read(folder / files.MODEL), state.get("others", {}), state["buffers"])
-    load_into(unwrapped(model), told)
+    load_into(unwrapped(training.model), told)
+    if training.loss_parameters and state.get("loss"):
+        load_into(training.loss_fn, ModelState({}, *state["loss"]))
+
+
+def loss_state(training: Training) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the state of a loss that is trained, None for any other: that is the recipe's."""
+    if not training.loss_parameters:
+        return None
+    state = captured(training.loss_fn)
+    return state.tensors | state.others, state.unsaved
 
 
 def load_to_test(training: Training, folder: Path) -> None:
     """Load of a checkpoint what was tested when it was made."""
     state = load_safely(folder / files.TRAINING)
-    load_model(training.model, folder, state)
+    load_model(training, folder, state)
     if training.average:
         training.average.load(state.get("average"), state["progress"]["step"])
 
@@ -239,12 +241,13 @@ def refuse_unsaveable(training: Training) -> None:
 
     Tensors are cut down to one number: their kind decides, not their size.
     """
-    model, scheduler = unwrapped(training.model), training.scheduler
+    model = unwrapped(training.model)
     state = cut(captured(model))
     parts = {f"`{name}` of the model": value for name, value in state.others.items()}
     parts |= {f"the buffer `{name}`": buffer for name, buffer in state.unsaved.items()}
-    parts |= {"the state of the optimizer": cut(training.optimizer.state_dict())}
-    parts |= {"the state of the schedule": scheduler and cut(scheduler.state_dict())}
+    parts |= {"the state of the optimizer": cut(training.optimizers.state())}
+    parts |= {"the state of the schedule": cut(training.schedules.state())}
+    parts |= {"the state of the loss": cut(loss_state(training))}
     parts |= {"the state of the Stream's iterators": cut(training.train_loader.lanes)}
     for what, value in parts.items():
         if why := why_not(value):

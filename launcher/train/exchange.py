@@ -28,7 +28,7 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     totals, (stops, elapsed_s, failures, *times) = _summed(run, words, whole=report)
     run.pulse.beat(elapsed_s / run.context.world_size)
     if report:
-        run.progress.epoch_loss += sum(totals.losses)
+        run.progress.epoch_loss += totals.summed
         run.progress.epoch_count += totals.count
         run.trackers.report(_train_report(run, totals, *times), run.position)
         run.sums.reset()
@@ -97,6 +97,7 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
     """
     context, times, measured = run.context, run.times, run.measured
     mean_s = max(elapsed_s / context.world_size, 1e-9)
+    rates = {name: float(rate) for name, rate in measured.learning_rates.items()}
     norm, on_gpu = measured.gradient_norm, context.device.type == "cuda"
     return Report(
         split="train",
@@ -106,7 +107,8 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
         loss=totals.loss,
         accuracy=totals.accuracy,
         epochs=run.whole_epochs,
-        learning_rate=None if measured.learning_rate is None else float(measured.learning_rate),
+        learning_rate=next(iter(rates.values()), None),
+        learning_rates=rates if len(rates) > 1 else None,
         gradient_norm=None if norm is None else float(norm),
         samples_per_second=times.samples / mean_s,
         step_time=mean_s / max(times.steps, 1),

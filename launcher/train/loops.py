@@ -8,6 +8,7 @@ from launcher.train.exchange import checkpoint, exchange
 from launcher.train.step import train_step
 from launcher.train.testing import test_event
 from launcher.train.training import Training
+from launcher.train.turns import take_turns
 
 
 def train_loop(run: Training, saver: Saver | None) -> None:
@@ -19,6 +20,7 @@ def train_loop(run: Training, saver: Saver | None) -> None:
     run.trackers.progress(run.position)
     sampler.seek(progress.epoch, progress.steps_into_epoch)
     end = min(run.per_epoch, progress.steps_into_epoch + run.length - progress.step)
+    make_step = take_turns if run.optimizers.in_turns else train_step
     run.times.start()
     run.loss_watch.look()
     batches = islice(run.train_loader, end - progress.steps_into_epoch)
@@ -28,7 +30,9 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         steps = progress.steps_into_epoch + 1
         tested = run.tests_after(progress.step + 1, steps)
         report = tested or steps == end or steps % recipe.log_every == 0
-        train_step(run, shard, measure=report)
+        make_step(run, shard, measure=report)
+        if steps == run.per_epoch:
+            run.schedules.step("epoch")
         progress.step += 1
         progress.steps_into_epoch = steps
         progress.samples_into_epoch += shard.size

@@ -17,9 +17,11 @@ def metrics_of(run: Training, totals: Totals) -> dict[str, float]:
 
     Raises RecipeError for what are no metrics, TrainingFailed where training is under way.
     """
+    turns = totals.of_turns()
     if type(run.recipe).metrics is Recipe.metrics:
-        return {}
-    return numbers(run.recipe.metrics(totals), "metrics", begun=run.progress.step > 1)
+        return turns
+    made = run.recipe.metrics(totals)
+    return turns | numbers(made, "metrics", begun=run.progress.step > 1)
 
 
 def metrics_of_test(run: Training, totals: Totals, rows: Rows) -> dict[str, float]:

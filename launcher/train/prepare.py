@@ -11,7 +11,6 @@ from threading import Timer
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 import launcher
 from launcher.data.device import set_arithmetic
@@ -33,6 +32,11 @@ from launcher.model.losses import (
     refuse_other_means,
     refuse_warned_broadcasts,
 )
+from launcher.model.optimizers import Optimizers
+from launcher.model.optimizers import asked_for as optimizers_of
+from launcher.model.schedules import Schedules, Steps
+from launcher.model.schedules import asked_for as schedules_of
+from launcher.ranks.batch_norm import refuse_lone_samples
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
 from launcher.ranks.faults import StopRequest
@@ -41,7 +45,6 @@ from launcher.ranks.metrics import Sums
 from launcher.ranks.shared_memory import share_gradients
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe
-from launcher.train.batch_norm import refuse_lone_samples
 from launcher.train.training import Training
 
 _SAY_AFTER_S = 5.0
@@ -79,9 +82,12 @@ def prepare(
     times = StepTimes()
     if recipe.shared_gradients:
         share_gradients(model, context, times)
-    optimizer = _expect(recipe.optimizer(unwrapped(model)), torch.optim.Optimizer, "optimizer")
+    optimizers = optimizers_of(recipe.optimizer, unwrapped(model), loss_fn)
     if recipe.fused_optimizer:
-        _fuse(optimizer)
+        optimizers.fuse()
+    turns = list(optimizers.named) if optimizers.in_turns else []
+    if turns:
+        _refuse_turns(recipe)
     debugged = most_steps is not None  # in one process, but for data workers that are asked for
     load = partial(Loader, recipe=recipe, device=context.device, alone=debugged)
     train_loader = load(train_data, train_sampler)
@@ -95,24 +101,28 @@ def prepare(
         context=context,
         model=model,
         loss_fn=loss_fn,
-        optimizer=optimizer,
-        scheduler=_scheduler(recipe, optimizer),
+        optimizers=optimizers,
+        schedules=_schedules(recipe, optimizers, train_sampler.steps),
         train_loader=train_loader,
         test_loader=test_loader,
         stop=stop,
-        sums=Sums(min(recipe.log_every, recipe.steps or train_sampler.steps), context.device),
+        sums=Sums(
+            min(recipe.log_every, recipe.steps or train_sampler.steps), context.device, turns
+        ),
         loss_watch=LossWatch(recipe, loss_fn),
         samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
         drift=Drift(context, model, loss_fn),
         times=times,
         marker=context.marker,
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
-        graphs=_graphs(recipe, context, model),
+        graphs=_graphs(recipe, context, model, loss_fn),
         most_steps=most_steps,
     )
 
 
-def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs | None:
+def _graphs(
+    recipe: Recipe, context: Context, model: torch.nn.Module, loss_fn: torch.nn.Module
+) -> Graphs | None:
     """Return what replays steps, None where that is not asked for or cannot be here."""
     if not recipe.cuda_graphs:
         return None
@@ -122,7 +132,7 @@ def _graphs(recipe: Recipe, context: Context, model: torch.nn.Module) -> Graphs 
             hint="leave out one of them",
         )
     if context.device.type == "cuda" and unwrapped(model) is model:
-        return Graphs(list(model.parameters()))
+        return Graphs([*model.parameters(), *loss_fn.parameters()])
     if context.rank == 0:
         print("cuda_graphs: not used, it is for one process on a GPU; the numbers are the same")
     return None
@@ -171,7 +181,7 @@ def _loss(recipe: Recipe) -> torch.nn.Module:
     """Return the loss; where it is left out, what says so when it is called."""
     if type(recipe).loss is Recipe.loss:
         return NoLoss()
-    loss: torch.nn.Module = _expect(recipe.loss(), torch.nn.Module, "loss")
+    loss: torch.nn.Module = _expect(_seeded(recipe, recipe.loss), torch.nn.Module, "loss")
     return loss
 
 
@@ -191,27 +201,34 @@ def _model(recipe: Recipe, *, say: bool = False) -> torch.nn.Module:
     return model
 
 
-def _scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
-    scheduler = recipe.scheduler(optimizer)
-    if isinstance(scheduler, ReduceLROnPlateau):
+def _refuse_turns(recipe: Recipe) -> None:
+    """Raise RecipeError for what does not go with optimizers in turns."""
+    own = type(recipe)
+    if own.test_step is Recipe.test_step and own.test_data is not Recipe.test_data:
         raise RecipeError(
-            "`scheduler` returned ReduceLROnPlateau, which cannot be stepped once a step",
-            hint="use one whose learning rate follows from the step, like OneCycleLR",
+            "`optimizer` returned a dict, and turns are for training",
+            hint="write `test_step(self, model, batch, loss_fn)`, which returns StepSums, or leave "
+            "`test_data` out",
         )
-    if scheduler is not None:
-        _expect(scheduler, LRScheduler, "scheduler")
-    return scheduler
+    if recipe.cuda_graphs:
+        raise RecipeError(
+            "`cuda_graphs` records whole steps, and optimizers take turns in them",
+            hint="leave cuda_graphs out",
+        )
 
 
-def _fuse(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer update all weights in one operation; raises RecipeError where it cannot."""
-    if "fused" not in optimizer.defaults:
+def _schedules(recipe: Recipe, optimizers: Optimizers, per_epoch: int) -> Schedules:
+    """Return the recipe's schedules; with an own order and `steps` epochs may be of any length."""
+    alike = not recipe.steps or type(recipe).order is Recipe.order
+    steps = Steps(recipe.steps or recipe.epochs * per_epoch, per_epoch if alike else None)
+    schedules = schedules_of(recipe.scheduler, optimizers.given, steps)
+    schedules.refuse_others(optimizers)
+    if type(recipe).test_data is Recipe.test_data and any(s.every == "test" for s in schedules):
         raise RecipeError(
-            f"{type(optimizer).__name__} has no fused form",
-            hint="leave fused_optimizer out, or use one of torch's SGD, Adam, AdamW or Adagrad",
+            '`scheduler` returned a Schedule with every="test", and there is no `test_data`',
+            hint='write `test_data`, or step it by every="step" or "epoch"',
         )
-    for group in (optimizer.defaults, *optimizer.param_groups):
-        group.update(fused=True, foreach=False)
+    return schedules
 
 
 def _expect(made: Any, kind: type, method: str) -> Any:

@@ -12,6 +12,7 @@ import torch
 from launcher.console import last_without_console
 from launcher.errors import LauncherError, RecipeError, RunDirError, Stopped, TrainingFailed
 from launcher.files import warn_of_disk
+from launcher.leave import leave
 from launcher.processes import adopt_orphans, shown, without_world
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
@@ -23,7 +24,6 @@ from launcher.run.directory import RunDir
 from launcher.run.record import Record, logged, write_result
 from launcher.run.wandb import ENDINGS
 from launcher.tracking.mirror import Mirror
-from launcher.train.leave import leave
 from launcher.train.prepare import prepare
 from launcher.train.trackers import ConsoleTracker, Trackers
 from launcher.train.worker import ended, last_words, train, work

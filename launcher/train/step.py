@@ -1,6 +1,7 @@
 """One optimizer step from one global batch, sharded and exact."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from launcher.data.fetching import Shard
 from launcher.errors import RecipeError
 from launcher.ranks.context import unwrapped
 from launcher.ranks.gathering import HERE
+from launcher.ranks.gradients import average_gradients
 from launcher.recipe.base import StepSums
 from launcher.train.training import Training
 
@@ -38,21 +40,27 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
             run.sums.add(sums)
             count = count + sums.count
     run.sums.end_step(shard.own, left_out(run, shard))
+    if run.loss_parameters:
+        average_gradients(run.loss_parameters, run.context)
     if run.progress.step == 0:
         _refuse_unused(run)
     if not run.samples_count:
-        _divide_by_count(run, shard.size, count)
+        divide_by_count(run, shard.size, count, run.parameters)
     if measure:
         _measure(run)
     if run.recipe.clip_norm is not None:  # gradients are those of the global batch on every rank
-        parameters = run.model.parameters()
-        torch.nn.utils.clip_grads_with_norm_(parameters, run.recipe.clip_norm, _gradient_norm(run))
-    run.optimizer.step()
+        norm = gradient_norm(run.parameters)
+        torch.nn.utils.clip_grads_with_norm_(run.parameters, run.recipe.clip_norm, norm)
+    run.optimizers.step()
+    run.optimizers.zero_grad()
+    end_step(run)
+
+
+def end_step(run: Training) -> None:
+    """Do what follows from new weights."""
     if run.average:
         run.average.update()
-    run.optimizer.zero_grad()
-    if run.scheduler:
-        run.scheduler.step()
+    run.schedules.step("step")
     run.marker.tick()
 
 
@@ -61,11 +69,11 @@ def _passes(run: Training, scale: int, size: int, last: bool, batch: Any) -> Ste
     sums = expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
     if last:
         run.marker.tick()  # from here on this rank waits for the others
-    _backward(sums.loss, scale * sums.scale / size)
+    backward(sums.loss, scale * sums.scale / size)
     return sums
 
 
-def _backward(loss: Tensor, weight: float | Tensor) -> None:
+def backward(loss: Tensor, weight: float | Tensor) -> None:
     """Do what `(loss * weight).backward()` does; 1 is what torch starts from by itself, faster."""
     if isinstance(weight, Tensor):
         start: Tensor | None = weight.to(loss.dtype).reshape(loss.shape)
@@ -84,16 +92,20 @@ def expect_sums(made: Any, method: str) -> StepSums:
     if not isinstance(made, StepSums):
         raise RecipeError(
             f"`{method}` returned {type(made).__name__}, not StepSums",
-            hint="return StepSums(loss, count, correct): sums over the batch, not means",
+            hint="return StepSums(loss, count, correct): sums over the batch, not means; one that "
+            "yields turns needs a dict of optimizers",
         )
     return made
 
 
 def _refuse_unused(run: Training) -> None:
     """Raise RecipeError where parameters take no part in the loss: DDP would fail a step later."""
-    if not isinstance(run.model, DistributedDataParallel) or run.recipe.find_unused_parameters:
+    if run.recipe.find_unused_parameters:
         return
-    named = unwrapped(run.model).named_parameters()
+    named = [(f"{n} of the loss", p) for n, p in run.loss_fn.named_parameters()]
+    named = named if run.loss_parameters else []
+    if isinstance(run.model, DistributedDataParallel):
+        named += unwrapped(run.model).named_parameters()
     if unused := [name for name, p in named if p.requires_grad and p.grad is None]:
         raise RecipeError(
             f"these parameters take no part in the loss: {', '.join(unused)}",
@@ -101,7 +113,9 @@ def _refuse_unused(run: Training) -> None:
         )
 
 
-def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
+def divide_by_count(
+    run: Training, size: int, count: int | Tensor, parameters: Sequence[Tensor]
+) -> None:
     """Make gradients that were divided by the samples means over the recipe's own count."""
     device = run.context.device
     if isinstance(count, Tensor):
@@ -111,7 +125,7 @@ def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
     total = run.context.reduce(local)  # (1,)
     factor = torch.where(total > 0, size / total, 0)
     gradients = defaultdict(list)
-    for parameter in run.model.parameters():
+    for parameter in parameters:
         if parameter.grad is not None:
             gradients[parameter.grad.dtype].append(parameter.grad)
     for dtype, several in gradients.items():
@@ -119,13 +133,13 @@ def _divide_by_count(run: Training, size: int, count: int | Tensor) -> None:
 
 
 def _measure(run: Training) -> None:
-    """Note learning rate and gradient norm, which all ranks have alike; nothing waits for them."""
-    run.measured.learning_rate = run.optimizer.param_groups[0]["lr"]
-    run.measured.gradient_norm = _gradient_norm(run)
+    """Note learning rates and gradient norm, which all ranks have alike; nothing waits for them."""
+    run.measured.learning_rates = run.optimizers.rates()
+    run.measured.gradient_norm = gradient_norm(run.parameters)
 
 
-def _gradient_norm(run: Training) -> Tensor:
-    """Return the norm of all gradients, (), on the device; torch 2.8 knows none of sparse ones."""
-    gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """Return the norm of gradients, (), on the device; torch 2.8 knows none of sparse ones."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     return torch.nn.utils.get_total_norm(dense)

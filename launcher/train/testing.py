@@ -20,6 +20,7 @@ from launcher.ranks.kept import Kept, Rows, size_of
 from launcher.ranks.metrics import Sums
 from launcher.recipe.base import Recipe
 from launcher.recipe.totals import Totals
+from launcher.run.best import larger_is_better, name_of
 from launcher.train.checkpoint import Saver
 from launcher.train.exchange import checkpoint, exchange
 from launcher.train.measures import (
@@ -62,9 +63,22 @@ def test_event(run: Training, saver: Saver | None) -> None:
         tested = test_loop(run, saver)
         run.progress.end_test(tested.numbers())
         note_best(run)
+        _step_schedules(run, tested.numbers())
         report_test(run, tested)
     run.end_whole_epoch()
     checkpoint(run, saver)
+
+
+def _step_schedules(run: Training, test: dict[str, Any]) -> None:
+    """Step the schedules that count tests; one that looks at a metric gets that of `best_by`."""
+    _refuse_other_mode(run, test)
+    run.schedules.step("test", test[name_of(run.recipe.best_by, test)])
+
+
+def _refuse_other_mode(run: Training, test: dict[str, Any]) -> None:
+    best_by = run.recipe.best_by
+    better = larger_is_better(best_by, test)
+    run.schedules.refuse_other_mode(name_of(best_by, test), larger_is_better=better)
 
 
 def report_test(run: Training, tested: Tested) -> None:
@@ -167,5 +181,6 @@ def sanity_test(run: Training) -> None:
     totals = sums.whole(run.context.reduce(sums.vector()).tolist(), run.context)
     refuse_left_out(totals.left_out, run.progress.step)
     metrics = metrics_of(run, totals)
+    _refuse_other_mode(run, totals.numbers())
     if type(run.recipe).test_metrics is Recipe.test_metrics:  # else the name may be one of its own
         refuse_unknown({**totals.numbers(), **metrics}, run.recipe.best_by, begun=False)

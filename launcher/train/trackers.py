@@ -30,7 +30,8 @@ class Report:
     epochs: int = 0  # whole ones done
     time: float = field(default_factory=time.time)  # seconds since 1970
     # Of training alone:
-    learning_rate: float | None = None  # of the last step
+    learning_rate: float | None = None  # of the last step, of the first optimizer's first group
+    learning_rates: dict[str, float] | None = None  # of all groups, where there are several
     gradient_norm: float | None = None  # of the last step, over all parameters
     samples_per_second: float | None = None  # all ranks together, since the last report
     step_time: float | None = None  # seconds, mean since the last report

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.profiler import profile
 
 from launcher.data.loader import Loader
@@ -19,6 +17,8 @@ from launcher.model.averaging import Average
 from launcher.model.graphs import Graphs
 from launcher.model.losses import LossWatch
 from launcher.model.made import Made
+from launcher.model.optimizers import Optimizers
+from launcher.model.schedules import Schedules
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
 from launcher.ranks.faults import Pulse, StopRequest
@@ -70,7 +70,7 @@ class Progress:
 class Measured:
     """What the last step before a report was made with."""
 
-    learning_rate: float | Tensor | None = None
+    learning_rates: dict[str, float | Tensor] = field(default_factory=dict)
     gradient_norm: Tensor | None = None  # (), on the device
 
 
@@ -82,8 +82,8 @@ class Training:
     context: Context
     model: nn.Module  # in DDP where there are several ranks
     loss_fn: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler | None
+    optimizers: Optimizers
+    schedules: Schedules
     train_loader: Loader
     test_loader: Loader | None  # None: the recipe has nothing to test on
     stop: StopRequest
@@ -108,6 +108,13 @@ class Training:
     folder: Path | None = None  # of the run; None: it leaves nothing
     keep: bool = False  # rows of test samples are to go to a file
     most_steps: int | None = None  # of each loop, and of one epoch only: for debugging
+
+    def __post_init__(self) -> None:
+        of_model = list(self.model.parameters())
+        known = set(map(id, of_model))
+        others = [p for p in self.loss_fn.parameters() if id(p) not in known and p.requires_grad]
+        self.loss_parameters = others  # which DDP does not know
+        self.parameters = of_model + others
 
     def tested_weights(self) -> AbstractContextManager[None]:
         """Have in the model, for a while, what is tested and kept: the average, if there is one."""

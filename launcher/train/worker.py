@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from launcher.data.device import claim_gpu
-from launcher.errors import NonFiniteLoss, RecipeError, RunDirError, Stopped
+from launcher.errors import NonFiniteLoss, RunDirError, Stopped
+from launcher.leave import leave
 from launcher.masks import clean
 from launcher.model.made import as_made
 from launcher.processes import shown
@@ -36,7 +37,6 @@ from launcher.train.checkpoint import (
 )
 from launcher.train.exchange import checkpoint
 from launcher.train.final import save_rows, save_weights
-from launcher.train.leave import leave
 from launcher.train.loops import train_loop
 from launcher.train.prepare import prepare
 from launcher.train.profiling import profiling
@@ -53,7 +53,7 @@ def resume(training: Training, run: RunDir) -> int:
     Returns how many rows of metrics.jsonl belong to it, 0 for a run that starts from scratch.
     """
     context = training.context
-    training.made = as_made(training.optimizer, training.scheduler, training.length)
+    training.made = as_made(training.optimizers, training.schedules, training.length)
     training.odd = not_finite(unwrapped(training.model))
 
     def find() -> Checkpoint | None:
@@ -63,12 +63,12 @@ def resume(training: Training, run: RunDir) -> int:
             return checkpoint_files.newest_valid(run.checkpoints, warn, look)
 
     found = context.gather(context.turn(find, mine=context.rank == 0))[0]
-    if found is None:
-        return 0
-    with training.marker.beating():
-        rows = restore(training, found)
-    _refuse_too_short(training)
-    if context.rank == 0:
+    rows = 0
+    if found:
+        with training.marker.beating():
+            rows = restore(training, found)
+    training.schedules.refuse_too_short(training.length, training.per_epoch)
+    if found and context.rank == 0:
         print(f"continuing from step {found.step} (epoch {found.epoch})", flush=True)
     return rows
 
@@ -83,16 +83,6 @@ def _doubt(run: RunDir, step: int) -> None:
         name = saved[-1].path.name
         warn(f"checkpoint {name} led to this at once: set aside, for the one before it")
         checkpoint_files.set_aside(saved[-1])
-
-
-def _refuse_too_short(training: Training) -> None:
-    """Raise RecipeError for a scheduler that was made for fewer steps than are asked for now."""
-    length = getattr(training.scheduler, "total_steps", None)
-    if length and length < training.length:
-        raise RecipeError(
-            f"the scheduler of this run ends after {length} steps: it cannot be extended",
-            hint="start a new run with more epochs",
-        )
 
 
 def warn(message: str) -> None:

@@ -18,21 +18,22 @@ from training import RECIPES, Run, launcher
 
 from launcher.errors import RecipeError
 from launcher.model.made import as_made, refuse_other_schedule, with_changes
+from launcher.model.schedules import Schedule
 
 SCHEDULED = RECIPES / "scheduled.py"
-Schedule = Callable[[Optimizer], LRScheduler]
+Make = Callable[[Optimizer], LRScheduler]
 
 
 def resumed(
-    made: Callable[..., Optimizer], now: Callable[..., Optimizer], schedule: Schedule | None = None
+    made: Callable[..., Optimizer], now: Callable[..., Optimizer], schedule: Make | None = None
 ) -> dict[str, Any]:
     """The options of an optimizer after three steps and a resume with another one."""
     saved = stepped(made, schedule)
     [parameter] = weights()
     optimizer = now([parameter])
     scheduler = schedule(optimizer) if schedule else None
-    described = as_made(optimizer, scheduler, 20)
-    refuse_other_schedule(saved["made"], described, scheduler)
+    described = as_made([optimizer], counted(scheduler), 20)
+    refuse_other_schedule(saved["made"], described, counted(scheduler))
     groups = with_changes(saved["optimizer"]["param_groups"], saved["made"], described)
     optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
     parameter.grad = torch.ones_like(parameter)
@@ -40,17 +41,21 @@ def resumed(
     return optimizer.param_groups[0]
 
 
-def stepped(made: Callable[..., Optimizer], schedule: Schedule | None) -> dict[str, Any]:
+def stepped(made: Callable[..., Optimizer], schedule: Make | None) -> dict[str, Any]:
     [parameter] = weights()
     optimizer = made([parameter])
     scheduler = schedule(optimizer) if schedule else None
-    described = as_made(optimizer, scheduler, 20)
+    described = as_made([optimizer], counted(scheduler), 20)
     for _ in range(3):
         parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         if scheduler:
             scheduler.step()
     return {"made": described, "optimizer": optimizer.state_dict()}
+
+
+def counted(scheduler: LRScheduler | None) -> list[Schedule]:
+    return [Schedule(scheduler, every="step")] if scheduler else []
 
 
 def weights() -> list[nn.Parameter]:
@@ -96,7 +101,7 @@ def test_an_optimizer_that_would_remember_something_else_is_refused(
 def test_what_a_recipe_moves_by_itself_is_no_change() -> None:
     saved = stepped(partial(SGD, lr=0.1), None)
     saved["optimizer"]["param_groups"][0]["lr"] = 0.025  # by its train_step
-    now = as_made(SGD(weights(), lr=0.1, momentum=0), None, 20)
+    now = as_made([SGD(weights(), lr=0.1, momentum=0)], [], 20)
     [group] = with_changes(saved["optimizer"]["param_groups"], saved["made"], now)
     assert group["lr"] == 0.025
 
@@ -161,9 +166,9 @@ def test_another_schedule_is_refused_and_the_same_is_not(
         for options, refused in ((before, False), (after, True)):
             optimizer = SGD(weights(), lr=0.5, momentum=0.9)
             scheduler = kind(optimizer, **options)
-            now = as_made(optimizer, scheduler, 40)
+            now = as_made([optimizer], counted(scheduler), 40)
             with pytest.raises(RecipeError, match=words) if refused else nullcontext():
-                refuse_other_schedule(saved["made"], now, scheduler)
+                refuse_other_schedule(saved["made"], now, counted(scheduler))
 
 
 @pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
@@ -171,9 +176,19 @@ def test_a_schedule_that_came_or_went_is_refused(before: bool, after: bool) -> N
     made = partial(schedules.StepLR, step_size=3)
     saved = stepped(SGD, made if before else None)
     optimizer = SGD(weights())
-    scheduler = made(optimizer) if after else None
+    scheduler = counted(made(optimizer) if after else None)
     with pytest.raises(RecipeError, match=r"it was .* and is"):
-        refuse_other_schedule(saved["made"], as_made(optimizer, scheduler, 20), scheduler)
+        refuse_other_schedule(saved["made"], as_made([optimizer], scheduler, 20), scheduler)
+
+
+def test_a_schedule_that_counts_something_else_is_refused() -> None:
+    optimizer = SGD(weights())
+    steps, epochs = (
+        [Schedule(schedules.StepLR(optimizer, 3), every=every)] for every in ("step", "epoch")
+    )
+    made = as_made([optimizer], steps, 20)
+    with pytest.raises(RecipeError, match="every of schedule 0 was step and is epoch"):
+        refuse_other_schedule(made, as_made([optimizer], epochs, 20), epochs)
 
 
 def test_the_rate_that_a_schedule_starts_from_is_a_part_of_it() -> None:

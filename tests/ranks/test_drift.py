@@ -40,7 +40,6 @@ def test_ranks_that_drift_apart_are_told_after_the_first_step(endings: Any, name
         "by-hand": "fixed.weight (6, 6)",
         "unfreezes": "fixed.weight (6, 6), fixed.bias (6,)",
         "unsynchronised": "body.0.weight (6, 8), body.1.weight (6,)",
-        "loss": "scale of the loss ()",
     }[name]
     since = "step 5 and step 10" if name == "by-hand" else "the last start and step 1"
     words = f"ranks have drifted apart between {since}: they differ in {differing}"

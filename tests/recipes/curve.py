@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from launcher import ArrayDataset, Recipe, SampleRandom, main
+from launcher import ArrayDataset, Recipe, SampleRandom, Schedule, Steps, main
 
 
 class Pause(nn.Module):
@@ -104,8 +104,8 @@ class Curve(Recipe):
             return torch.optim.AdamW(model.parameters(), lr=self.learning_rate / 100)
         return torch.optim.SGD(model.parameters(), lr=self.learning_rate, momentum=self.momentum)
 
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
-        return CosineAnnealingLR(optimizer, 200) if self.schedule else None
+    def scheduler(self, optimizer: torch.optim.Optimizer, steps: Steps) -> Schedule | None:
+        return Schedule(CosineAnnealingLR(optimizer, 200), every="step") if self.schedule else None
 
 
 def add_noise(images: torch.Tensor, random: SampleRandom) -> torch.Tensor:

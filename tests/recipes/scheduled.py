@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
-from launcher import ArrayDataset, Recipe, load_digits
+from launcher import ArrayDataset, Recipe, Schedule, Steps, load_digits
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -47,8 +47,14 @@ class Scheduled(Recipe):
             )
         return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=decay)
 
-    def scheduler(self, optimizer: torch.optim.Optimizer) -> schedules.LRScheduler | None:
-        steps = self.epochs * -(-1437 // self.batch_size)
+    def scheduler(self, optimizer: torch.optim.Optimizer, steps: Steps) -> Schedule | None:
+        made = self.torchs(optimizer, steps)
+        return Schedule(made, every="step") if made else None
+
+    def torchs(
+        self, optimizer: torch.optim.Optimizer, steps: Steps
+    ) -> schedules.LRScheduler | None:
+        """One of torch's schedulers."""
         if self.schedule == "cosine":
             return schedules.CosineAnnealingLR(optimizer, T_max=steps)
         if self.schedule == "lambda":

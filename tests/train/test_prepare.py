@@ -8,8 +8,7 @@ from torch import nn
 
 from launcher.errors import RecipeError
 from launcher.model.made import as_made
-from launcher.train.checkpoint import _load_optimizer
-from launcher.train.prepare import _fuse
+from launcher.model.optimizers import Optimizers
 
 
 def weights() -> list[nn.Parameter]:
@@ -29,13 +28,13 @@ def stepped(optimizer: torch.optim.Optimizer, times: int) -> list[list[float]]:
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_a_fused_optimizer_is_what_torch_makes_when_asked(kind: Any) -> None:
     ours = kind(weights(), lr=0.1)
-    _fuse(ours)
+    Optimizers(ours).fuse()
     assert stepped(ours, 5) == stepped(kind(weights(), lr=0.1, fused=True), 5)
 
 
 def test_an_optimizer_that_cannot_be_fused_is_refused() -> None:
     with pytest.raises(RecipeError, match="RMSprop has no fused form"):
-        _fuse(torch.optim.RMSprop(weights()))
+        Optimizers(torch.optim.RMSprop(weights())).fuse()
 
 
 @pytest.mark.parametrize(("before", "after"), [(False, True), (True, False)])
@@ -45,8 +44,8 @@ def test_how_an_optimizer_computes_is_not_taken_from_a_checkpoint(
     saved = torch.optim.Adam(weights(), lr=0.1, fused=before)
     stepped(saved, 3)
     loaded = torch.optim.Adam(weights(), lr=0.5, fused=after)
-    made, now = as_made(saved, None, 9), as_made(loaded, None, 9)
-    _load_optimizer(loaded, saved.state_dict(), made | {"groups": now["groups"]}, now)
+    made, now = as_made([saved], [], 9), as_made([loaded], [], 9)
+    Optimizers(loaded).load([saved.state_dict()], made | {"groups": now["groups"]}, now)
     [group] = loaded.param_groups
     assert (group["lr"], group["fused"]) == (0.1, after)
     assert int(loaded.state[group["params"][0]]["step"]) == 3

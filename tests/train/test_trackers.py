@@ -90,6 +90,7 @@ def test_a_report_is_a_line_of_json_as_soon_as_it_is_made(tmp_path: Path) -> Non
             "epochs": 0,
             "time": 5.0,
             "learning_rate": 0.1,
+            "learning_rates": None,
             "gradient_norm": 2.5,
             "samples_per_second": 640.0,
             "step_time": 0.1,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from launcher.data.sampler import ShardSampler
 from launcher.errors import RecipeError
-from launcher.train.batch_norm import refuse_lone_samples
+from launcher.ranks.batch_norm import refuse_lone_samples
 
 small = st.integers(1, 12)
 
