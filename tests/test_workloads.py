@@ -32,6 +32,8 @@ CASES: Cases = {
     "cutmix": (WORKLOADS / "cutmix.py", {}),
     "detection": (WORKLOADS / "detection.py", {}),
     "predictions": (WORKLOADS / "predictions.py", {}),
+    "bert": (WORKLOADS / "bert.py", {}),
+    "shards": (WORKLOADS / "shards.py", {"data": "../shards"}),
 }
 # What cannot be equal for all world sizes: batch norm sees a shard, dropout draws for a rank.
 NOISY: Cases = {"cutmix, batch norm and dropout": (WORKLOADS / "cutmix.py", {"batch_norm": True})}
