@@ -58,6 +58,7 @@ COMMANDS = {
     ),
     "report": ("runs", "Write one HTML page that shows RUN_DIR, or compares several."),
     "recipes": ("recipes", "List the bundled recipes, show one, or copy one to edit."),
+    "guide": ("guide", "List the pages of the guide, or show the one about SUBJECT."),
 }
 # What the launcher itself calls, in job scripts.
 HIDDEN = {"job": "slurm"}
@@ -112,4 +113,5 @@ def main() -> None:
     launcher run my.py epochs=10           a recipe of your own, a hyperparameter changed
     launcher debug my.py                   a few batches, in this process, with breakpoint()
     launcher recipes copy digits my.py     a file to start from
+    launcher guide recipes                 how to write one; `launcher guide` lists all pages
     """
