@@ -92,6 +92,8 @@ def test_each_wing_is_in_the_list_says_what_it_is_about_and_imports_nothing() ->
         ["recipes"],
         ["recipes", "show", "digits"],
         ["recipes", "show", "fashion_mnist"],
+        ["guide"],
+        ["guide", "recipes"],
     ],
     ids=" ".join,
 )

@@ -48,6 +48,8 @@ def test_a_wheel_holds_recipes_and_templates_and_shows_them_without_torch(tmp_pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert "digits  " in output(launcher, "recipes", cwd=elsewhere)
+    page = (PROJECT / "launcher" / "guide" / "agents.md").read_text()
+    assert output(launcher, "guide", "agents", cwd=elsewhere) == page
     shown = output(launcher, "recipes", "show", "digits", cwd=elsewhere)
     assert str(Path("launcher", "_assets", "recipes", "digits.py")) in shown
     assert "passes over the training data" in shown

@@ -60,6 +60,14 @@ COMMANDS = {
     "recipes": ("recipes", "List the bundled recipes, show one, or copy one to edit."),
     "guide": ("guide", "List the pages of the guide, or show the one about SUBJECT."),
 }
+# Where its subject goes on: the page of `launcher guide`.
+PAGES = {
+    **dict.fromkeys(("run", "debug", "recipes"), "recipes"),
+    **dict.fromkeys(("resume", "test", "checkpoints"), "resume"),
+    **dict.fromkeys(("submit", "status", "logs", "cancel", "resubmit", "doctor"), "cluster"),
+    **dict.fromkeys(("sync", "sweep"), "tracking"),
+    **dict.fromkeys(("runs", "report"), "run-directory"),
+}
 # What the launcher itself calls, in job scripts.
 HIDDEN = {"job": "slurm"}
 
@@ -75,6 +83,8 @@ class _Commands(click.Group):
         if module is None:
             return None
         command: click.Command = getattr(import_module(f"launcher.cli.{module}"), name)
+        if name in PAGES:
+            command.epilog = f"More: launcher guide {PAGES[name]}"
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
