@@ -142,7 +142,7 @@ def test_commands_of_a_page_run_and_say_what_is_shown(
             if ELSEWHERE.match(line):
                 parse(line)
                 continue
-            queues = line.startswith("launcher submit ") and "--local" not in line
+            queues = re.match("launcher submit (?!.*--(local|dry-run))", line)
             said = set(map(words_of, run(f"{line} --dry-run" if queues else line, tmp_path)))
             for expected in shown:
                 assert words_of(expected) in said, f"`{line}` does not say: {expected}"
