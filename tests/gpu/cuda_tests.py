@@ -8,14 +8,14 @@ from pathlib import Path
 
 from check import PROJECT, Note
 
-FILES = ("tests/test_device.py", "tests/gpu/test_cuda.py")
+FILES = ("tests/data/test_device.py", "tests/gpu/test_cuda.py")
+_ALONE = "addopts=--import-mode=importlib --strict-markers"  # that machine may lack xdist
 
 
 def main(cpu: bool, folder: Path, note: Note) -> None:
-    words = [*("-m", "pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider"), *FILES]
-    words += (
-        [] if cpu else ["-n", "6", "-p", "no:benchmark"]
-    )  # they wait for processes to start, most of all
+    words = ["-m", "pytest", "-o", _ALONE, "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider"]
+    # They wait for processes to start, most of all.
+    words += [*FILES, *([] if cpu else ["-n", "6", "-p", "no:benchmark"])]
     words += ["-k", os.environ["CHECK_TESTS"]] if "CHECK_TESTS" in os.environ else []
     done = subprocess.run(
         [sys.executable, *words, f"--junitxml={folder / 'tests.xml'}", "--durations=8"],
