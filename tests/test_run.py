@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,7 +40,8 @@ def test_five_ways_to_start_give_the_same_reports(tmp_path: Path) -> None:
     command(*module, "--nproc-per-node=2", DIGITS, *tail, runs[2], cwd=tmp_path)
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     options = "--num_processes 3 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    port = ["--main_process_port", "0"]
+    with socket.create_server(("127.0.0.1", 0)) as free:  # 0 is no port to older Accelerates
+        port = ["--main_process_port", free.getsockname()[1]]
     command(*accelerate, *options.split(), *port, DIGITS, *tail, runs[3], cwd=tmp_path)
     assert [Run(run).result["world_size"] for run in runs] == [2, 1, 2, 3]
     for run in runs[1:]:

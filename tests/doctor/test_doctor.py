@@ -46,7 +46,6 @@ def named(found: list[Check], name: str) -> Check:
     return next(check for check in found if check.name == name)
 
 
-@pytest.mark.floors
 def test_a_sound_machine_passes_its_own_checks_in_a_moment(tmp_path: Path) -> None:
     began = time.monotonic()
     found = checks.node_checks(tmp_path)
