@@ -58,7 +58,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def command(
-    *words: object, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+    *words: object, cwd: Path, timeout_s: float = 280, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command of this environment to its end, without a terminal."""
     return subprocess.run(
@@ -73,7 +73,7 @@ def command(
 
 
 def launcher(
-    *words: object, cwd: Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+    *words: object, cwd: Path, timeout_s: float = 280, env: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run `launcher …`."""
     return command(sys.executable, "-m", "launcher", *words, cwd=cwd, timeout_s=timeout_s, env=env)
