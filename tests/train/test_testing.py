@@ -33,9 +33,13 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids="world-{}".format)
-def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def several(
+    request: pytest.FixtureRequest, one: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    if request.param == 1:
+        return one
     folder = tmp_path_factory.mktemp(f"world-{request.param}")
-    many_runs(folder, request.param, CASES, in_ddp=True)
+    many_runs(folder, request.param, CASES)
     return folder
 
 
