@@ -19,7 +19,8 @@ def train_loop(run: Training, saver: Saver | None) -> None:
     recipe, progress, sampler = run.recipe, run.progress, run.train_loader.sampler
     run.trackers.progress(run.position)
     sampler.seek(progress.epoch, progress.steps_into_epoch)
-    end = min(run.per_epoch, progress.steps_into_epoch + run.length - progress.step)
+    per_epoch, tests_after = run.per_epoch, run.tests()
+    end = min(per_epoch, progress.steps_into_epoch + run.length - progress.step)
     make_step = take_turns if run.optimizers.in_turns else train_step
     run.times.start()
     run.loss_watch.look()
@@ -28,10 +29,10 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         run.marker.tick()
         seed_step(recipe.seed, progress.step, run.context.rank)
         steps = progress.steps_into_epoch + 1
-        tested = run.tests_after(progress.step + 1, steps)
+        tested = tests_after(progress.step + 1, steps)
         report = tested or steps == end or steps % recipe.log_every == 0
         make_step(run, shard, measure=report)
-        if steps == run.per_epoch:
+        if steps == per_epoch:
             run.schedules.step("epoch")
         progress.step += 1
         progress.steps_into_epoch = steps

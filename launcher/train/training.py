@@ -1,7 +1,7 @@
 """The state of one run in one process: the parts that the loops work on, and how far they are."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,17 +140,21 @@ class Training:
         """Whether there is nothing left to train."""
         return self.progress.step >= self.length or self.out_of_patience
 
-    def tests_after(self, step: int, into_epoch: int) -> bool:
-        """Whether there is a test after so many steps, so many of them in their epoch."""
-        every = self.recipe.test_every
-        due = step % every == 0 if every else into_epoch == self.per_epoch
-        return due or step == self.length
+    def tests(self) -> Callable[[int, int], bool]:
+        """Return what tells whether there is a test after so many steps, so many in their epoch."""
+        every, per_epoch, length = self.recipe.test_every, self.per_epoch, self.length
+
+        def after(step: int, into_epoch: int) -> bool:
+            due = step % every == 0 if every else into_epoch == per_epoch
+            return due or step == length
+
+        return after
 
     @property
     def test_is_due(self) -> bool:
         """Whether the test after the last step has not been made."""
         progress = self.progress
-        due = self.tests_after(progress.step, progress.steps_into_epoch)
+        due = self.tests()(progress.step, progress.steps_into_epoch)
         return due and progress.tested != progress.step
 
     @property

@@ -16,6 +16,7 @@ from launcher.data.fetching import Shard
 from launcher.data.randomness import seed_step
 from launcher.errors import RecipeError
 from launcher.ranks.context import unwrapped
+from launcher.ranks.gathering import HERE
 from launcher.ranks.gradients import average_gradients
 from launcher.recipe.base import StepSums
 from launcher.train.step import (
@@ -36,6 +37,7 @@ def take_turns(run: Training, shard: Shard, *, measure: bool = False) -> None:
     `measure` notes the step's learning rates, and the gradient norm over all turns, for a report.
     """
     model, taken = unwrapped(run.model), list[list[Turn]]()
+    HERE.shard = shard  # for `launcher.gather`
     run.context.share_buffers(model)  # as DDP does
     started = [_started(run, model, batch) for batch in shard.micro_batches]
     norms: list[Tensor] = []
