@@ -19,7 +19,6 @@ from training import PROJECT, Run, many_runs
 from launcher.run.checkpoint_files import all_of
 
 WORKLOADS = Path(__file__).parent / "workloads"
-RECIPES = PROJECT / "recipes"
 # A recipe and its hyperparameters by name: sizes that no world size divides.
 Cases = dict[str, tuple[Path, Mapping[str, Any]]]
 CASES: Cases = {
@@ -34,6 +33,24 @@ CASES: Cases = {
     "predictions": (WORKLOADS / "predictions.py", {}),
     "bert": (WORKLOADS / "bert.py", {}),
     "shards": (WORKLOADS / "shards.py", {"data": "../shards"}),
+    "mnist": (WORKLOADS / "mnist.py", {}),
+    "frozen": (WORKLOADS / "frozen.py", {}),
+    "gan": (WORKLOADS / "gan.py", {}),
+    "muon": (WORKLOADS / "muon.py", {}),
+    "gpt": (
+        PROJECT / "recipes" / "gpt.py",
+        {
+            "digits": 1,
+            "test_additions": 17,
+            "batch_size": 10,
+            "dim": 16,
+            "heads": 2,
+            "layers": 1,
+            "steps": 13,
+            "test_every": 5,
+            "log_every": 2,
+        },
+    ),
 }
 # What cannot be equal for all world sizes: batch norm sees a shard, dropout draws for a rank.
 NOISY: Cases = {"cutmix, batch norm and dropout": (WORKLOADS / "cutmix.py", {"batch_norm": True})}

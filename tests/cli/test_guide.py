@@ -54,7 +54,7 @@ def test_a_page_that_there_is_not_is_told_with_the_nearest(word: str, hint: str)
     assert f"hint: {hint}" in answer
 
 
-@pytest.mark.parametrize("name", COMMANDS.keys() - {"guide"})
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"guide"}))
 def test_the_help_of_a_command_leads_to_a_page(name: str) -> None:
     assert PAGES[name] in GUIDE
     assert said(name, "--help").rstrip().endswith(f"More: launcher guide {PAGES[name]}")

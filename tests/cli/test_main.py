@@ -237,7 +237,10 @@ def test_a_default_is_shown_as_it_can_be_given(name: str) -> None:
     rows = shown(name)
     assert sorted(rows) == sorted(recipe().hyperparameters())
     assert all(len(row) == 3 for row in rows.values())
-    assert configure(recipe, name, {key: row[1] for key, row in rows.items()}) == recipe()
+    given = {key: row[1] for key, row in rows.items()}
+    if recipe().steps:
+        del given["epochs"]  # one of them says how long a run is
+    assert configure(recipe, name, given) == recipe()
 
 
 def test_defaults_of_every_kind_are_shown_as_they_can_be_given(folder: Path) -> None:
