@@ -128,8 +128,14 @@ def order_of(recipe: Recipe, data: SizedData) -> Order | None:
 
 
 def partners_of(recipe: Recipe) -> Partners | None:
-    """Return the partners that a recipe gives the places of a global batch, None without any."""
-    return None if is_base(recipe, "partners") else partial(_partners, recipe)
+    """Return the partners that a recipe gives the places of a global batch, None without any.
+
+    Whether it gives some is asked once: a hyperparameter may decide it.
+    """
+    if is_base(recipe, "partners"):
+        return None
+    asked = recipe.partners(recipe.batch_size, partners_random(recipe.seed, 0, 0))
+    return None if asked is None else partial(_partners, recipe)
 
 
 def _order(recipe: Recipe, size: int, epoch: int) -> Numbers | None:

@@ -208,7 +208,7 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         """Return for each of a global batch's `size` places another one: a permutation.
 
         `collate` then gets (sample, partner) pairs, for MixUp and CutMix: the same ones for any
-        number of processes. Tests have none.
+        number of processes. Tests have none. None, always: samples come alone.
         """
         return None
 

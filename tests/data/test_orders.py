@@ -98,6 +98,13 @@ def arrays() -> ArrayDataset:
     return ArrayDataset(images, torch.arange(SIZE), augment=augment)
 
 
+class MixesNothing(MixUp):
+    """A mix that a hyperparameter has switched off."""
+
+    def partners(self, size: int, random: np.random.Generator) -> Any:
+        return None
+
+
 DATA = {"ordinary": Images(), "arrays": arrays()}
 KINDS = [Weighted, WeightedOtherwise, MixUp, WritesIntoSamples, Masking]
 
@@ -240,3 +247,8 @@ def test_a_mix_that_would_differ_is_refused(data: str, kind: type[Recipe], words
     with pytest.raises(RecipeError, match=words) as caught:
         loaded(kind(), DATA[data], 2)
     assert caught.value.hint
+
+
+def test_a_recipe_may_decide_by_a_hyperparameter_that_samples_come_alone() -> None:
+    assert partners_of(MixUp()) is not None
+    assert partners_of(MixesNothing()) is None
