@@ -84,7 +84,7 @@ def test_a_checkpoint_that_leads_to_nan_at_once_is_set_aside_for_the_one_before_
     run = trained(tmp_path)
 
     def harm(_: dict[str, Any], state: dict[str, Any]) -> None:
-        state["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.inf)
+        state["optimizer"][0]["state"][0]["momentum_buffer"].fill_(torch.inf)
 
     name = rewrite(run, harm)
     with pytest.raises(NonFiniteLoss, match=r"after step 6|at step 7"):
