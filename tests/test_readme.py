@@ -198,6 +198,7 @@ def trained(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_recipes_of_the_guide_learn_alike_in_one_two_and_three_processes(
     trained: dict[int, dict[str, Run]],
 ) -> None:

@@ -206,9 +206,11 @@ class Training:
 
     @property
     def position(self) -> Position:
-        """How far the epoch is, for people; the last one may be cut short."""
+        """How far the epoch is, for people; the last one of a run may be short."""
         progress, sampler = self.progress, self.train_loader.sampler
         left = self.length - progress.step + progress.steps_into_epoch  # from this epoch's start
         epochs = progress.epoch + -(-left // self.per_epoch)
-        size = min(sampler.size, min(left, self.per_epoch) * sampler.batch_size)
+        size = sampler.size
+        if self.most_steps is None:
+            size = min(size, min(left, self.per_epoch) * sampler.batch_size)
         return Position(progress.epoch, epochs, progress.samples_into_epoch, size)
