@@ -162,8 +162,9 @@ def test_the_run_directory_keeps_its_contract(tmp_path: Path) -> None:
     assert config["world_size"] == 2
     assert {"recipe", "seed", "versions", "git", "command"} <= set(config)
     for row in run.rows:
-        keys = ("split", "epoch", "step", "samples", "loss", "accuracy", "time")
+        keys = ("split", "epoch", "step", "samples", "loss", "accuracy")
         assert tuple(row)[: len(keys)] == keys
+        assert {"epochs", "time"} <= set(row)
         measured = {"learning_rate", "gradient_norm", "samples_per_second", "step_time"}
         trained = {key for key in (*measured, "data_wait") if row[key] is not None}
         assert trained == ({*measured, "data_wait"} if row["split"] == "train" else set())
