@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from launcher.data.fetching import Shard
+from launcher.data.joining import is_base
 from launcher.data.randomness import seed_test
 from launcher.errors import RecipeError
 from launcher.model.losses import refuse_left_out
@@ -150,7 +151,8 @@ def _test_batch(
     HERE.shard = shard  # for `launcher.gather`
     # In the first batch a rank without samples shows whether it has to take part.
     for batch in shard.micro_batches if shard.own or run.tests_gather is not False else ():
-        made = expect_sums(run.recipe.test_step(model, batch, run.loss_fn), "test_step")
+        method = "train_step" if is_base(run.recipe, "test_step") else "test_step"  # what it calls
+        made = expect_sums(run.recipe.test_step(model, batch, run.loss_fn), method)
         if shard.own:
             sums.add(made)
         if shard.own and kept:
