@@ -11,6 +11,8 @@ import psutil
 import pytest
 from training import RECIPES, Run, command, family, launcher, started, survivors, wait_for
 
+from launcher.run import mark
+
 pytestmark = pytest.mark.slow
 SLOW = RECIPES / "slow_disk.py"
 
@@ -25,8 +27,9 @@ def test_a_stop_has_its_checkpoint_however_long_it_takes(
     """A scheduler signals every process of a job, and does it again."""
     words = ["run", SLOW, "--nproc", str(nproc), "epochs=9", "step_s=0.8", f"save_s={save_s}"]
     words += ["num_workers=1", "hang_timeout=3", "--run-dir", "r"]
+    first = tmp_path / "r" / "logs" / "rank-0.mark"
     with started(*words, cwd=tmp_path) as process:
-        wait_for((tmp_path / "r" / "metrics.jsonl").exists, timeout_s=150)
+        wait_for(lambda: bool(at := mark.read(first)) and at.steps > 0, timeout_s=150)
         everybody = family(process)
         for one in everybody if to_all else []:  # data workers, too
             one.send_signal(number)
