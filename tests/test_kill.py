@@ -151,9 +151,9 @@ def test_elastic_two_then_three_then_one_process(tmp_path: Path) -> None:
     first = ["run", CURVE, *words, "--nproc", "2", "--run-dir", "r"]
     for arguments, steps in ((first, 2), (["resume", "r", "--nproc", "3"], 8)):
         with started(*arguments, cwd=tmp_path) as process:
-            wait_for(partial(reached, tmp_path / "r", steps))
+            wait_for(partial(reached, tmp_path / "r", steps), timeout_s=150)
             process.send_signal(signal.SIGUSR1)
-            _, stderr = process.communicate(timeout=60)
+            _, stderr = process.communicate(timeout=150)
         assert process.returncode == 75, stderr
         assert "launcher resume r" in stderr
     done = launcher("resume", "r", "--nproc", "1", cwd=tmp_path)

@@ -29,7 +29,7 @@ def test_a_stop_has_its_checkpoint_however_long_it_takes(
     words += ["num_workers=1", "hang_timeout=3", "--run-dir", "r"]
     first = tmp_path / "r" / "logs" / "rank-0.mark"
     with started(*words, cwd=tmp_path) as process:
-        wait_for(lambda: bool(at := mark.read(first)) and at.steps > 0, timeout_s=150)
+        wait_for(lambda: (at := mark.read(first)) is not None and at.steps > 0, timeout_s=150)
         everybody = family(process)
         for one in everybody if to_all else []:  # data workers, too
             one.send_signal(number)
