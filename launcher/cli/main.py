@@ -56,6 +56,10 @@ COMMANDS = {
         "runs",
         "List the runs in FOLDER: state, step, metrics, age, and what they differ in.",
     ),
+    "diff": (
+        "runs",
+        "Compare two runs: the first report that differs, and all that they differ in.",
+    ),
     "report": ("runs", "Write one HTML page that shows RUN_DIR, or compares several."),
     "recipes": ("recipes", "List the bundled recipes, show one, or copy one to edit."),
     "guide": ("guide", "List the pages of the guide, or show the one about SUBJECT."),
@@ -66,7 +70,7 @@ PAGES = {
     **dict.fromkeys(("resume", "test", "checkpoints"), "resume"),
     **dict.fromkeys(("submit", "status", "logs", "cancel", "resubmit", "doctor"), "cluster"),
     **dict.fromkeys(("sync", "sweep"), "tracking"),
-    **dict.fromkeys(("runs", "report"), "run-directory"),
+    **dict.fromkeys(("runs", "diff", "report"), "run-directory"),
 }
 # What the launcher itself calls, in job scripts.
 HIDDEN = {"job": "slurm"}

@@ -1,6 +1,7 @@
-"""The commands that look at runs: list them and their checkpoints, put some into one page."""
+"""The commands that look at runs: list them and their checkpoints, compare, put into one page."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,12 @@ import click
 from launcher.cli.say import say
 from launcher.errors import BadInput, RunDirError
 from launcher.launch.resume import check_is_run
+from launcher.report.compare import Comparison, Difference, compare
 from launcher.run.best import in_facts, name_of
 from launcher.run.checkpoint_files import all_of, problem
 from launcher.run.directory import RunDir, write_text
 from launcher.run.listing import RunSummary, age, differences, find_runs, rows_of, summary, word
+from launcher.run.rows import finite
 
 _GENERATOR = b'content="launcher report"'  # in the head of each page that is written
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -107,6 +110,73 @@ def checkpoints(run_dir: Path, as_json: bool) -> None:
         say(f"step {c.step:>8}  epoch {c.epoch:>4}  {tested}{size}  {wrong or 'valid'}")
     if not found:
         say("no checkpoints")
+
+
+@click.command()
+@click.argument("a", metavar="RUN_DIR", type=_FOLDER)
+@click.argument("b", metavar="RUN_DIR", type=_FOLDER)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=1e-5,
+    show_default=True,
+    help="Relative difference that still counts as equal; 0: to the bit.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def diff(ctx: click.Context, a: Path, b: Path, tolerance: float, as_json: bool) -> None:
+    """Compare two runs: the first report that differs, and all that they differ in.
+
+    Times and rates are not compared. Exit code 0: equal within the tolerance; 1: not, or one has
+    reports that the other lacks; 2: they could not be compared.
+    """
+    try:
+        for folder in (a, b):
+            check_is_run(RunDir(folder))
+        found = compare(RunDir(a), RunDir(b), tolerance)
+    except RunDirError as error:
+        raise BadInput(error.message, hint=error.hint) from error
+    if as_json:
+        say(json.dumps(_told(found, tolerance)))
+    else:
+        _say_difference(found, tolerance)
+    ctx.exit(0 if found.equal else 1)
+
+
+def _say_difference(found: Comparison, tolerance: float) -> None:
+    if found.first is None:
+        say(f"equal to the bit: {found.reports} reports")
+    else:
+        say(f"first difference: {_words(found.first)}")
+        if found.first_beyond:
+            say(f"first beyond {tolerance:g}: {_words(found.first_beyond)}")
+        elif found.largest:
+            say(f"equal within {tolerance:g}: {found.reports} reports")
+            say(f"largest difference: {_words(found.largest)}")
+    for count, which in zip(found.only, ("first", "second"), strict=True):
+        if count:
+            say(f"only in the {which}: {count} reports")
+    for subject, values in found.differ_in.items():
+        say(f"differs in {subject}:")
+        for name, (ours, theirs) in values.items():
+            say(f"  {word(name)}: {word(ours)} | {word(theirs)}")
+
+
+def _words(found: Difference) -> str:
+    apart = "" if math.isinf(found.relative) else f" ({found.relative:.1e} relative)"
+    ours, theirs = map(word, found.values)
+    return f"step {found.step}, {found.split} {word(found.name)}: {ours} | {theirs}{apart}"
+
+
+def _told(found: Comparison, tolerance: float) -> dict[str, Any]:
+    """Return a comparison as JSON has it; null is a difference that is no number."""
+    named = {"first": found.first, "first_beyond": found.first_beyond, "largest": found.largest}
+    numbers = {
+        name: one and one._asdict() | {"relative": finite(one.relative)}
+        for name, one in named.items()
+    }
+    shared = {"equal": found.equal, "tolerance": tolerance, "reports": found.reports}
+    return shared | {"only": found.only} | numbers | {"differ_in": found.differ_in}
 
 
 def _refuse_foreign(target: Path) -> None:

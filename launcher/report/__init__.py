@@ -1,4 +1,5 @@
-"""Pictures of runs: one HTML file without network.
+"""Runs beside each other: one HTML page without network, and where two of them part.
 
-Read `page`; the script and the template beside it are what the browser gets.
+Read `page`; the script and the template beside it are what the browser gets. `compare` is for
+`launcher diff`.
 """
