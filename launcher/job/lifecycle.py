@@ -17,15 +17,15 @@ from launcher.errors import (
     RunDirError,
     Stopped,
 )
+from launcher.job.cause import cause
 from launcher.job.turn import taken_over, wait_for_turn
 from launcher.launch.launch import Nodes, threads_of
 from launcher.launch.resume import is_completed, resumed
-from launcher.launch.verdict import verdict
 from launcher.run import checkpoint_files, lock, mark
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder, Verdict
 from launcher.run.node_marks import Came, alike, look_at_all, to_blame
-from launcher.run.record import Record, write_result
+from launcher.run.record import write_result
 from launcher.slurm.client import hostnames, job_state
 
 TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
@@ -144,7 +144,7 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
         return End(0, "")
     state, before = job_state(here.job), _attempts(folder, asked)
     came = look_at_all(run, asked["nproc"], hostnames(here.nodes) or [""] * told["nodes"])
-    error = _cause(run, told, came, code, stopped=bool(heard) or _is_taken(state))
+    error = cause(run, told, came, code, stopped=bool(heard) or _is_taken(state))
     kind = judge(error, heard, state)
     known = {name for one in folder.attempts() for name in one.bad_nodes}
     if kind == "failed":
@@ -159,29 +159,6 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
     if not (bad := folder.bad_nodes()):
         return told_end
     return replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
-
-
-def _cause(
-    run: RunDir, told: Mapping[str, Any], came: Sequence[Came], code: int, *, stopped: bool
-) -> LauncherError:
-    """Return what ended an attempt: a node, a rank, or somebody's request to stop."""
-    by_node, ranks = _node_error(run), range(told["world_size"])
-    # SLURM may ask steps alone. Not all nodes: srun asks the others when one of them has failed.
-    stopped = stopped or all(one.asked for one in came)
-    if stopped and by_node is None and not _had_begun(run, ranks):
-        return Stopped("stopped on request, before training began")
-    faulty = [one for one in came if one.fault and not one.lived]
-    blamed = to_blame(came, {})
-    if first := next(iter([*(one for one in faulty if one.node in blamed), *faulty]), None):
-        return NodeFailed(first.fault, hint=first.hint)
-    return by_node or verdict(run, ranks, range(told["nodes"]), code) or Stopped("stopped")
-
-
-def _had_begun(run: RunDir, ranks: Sequence[int]) -> bool:
-    """Whether a process had done or said anything: one that starts does not hear a request yet."""
-    records = Record.read_all(run, ranks)
-    marks = [mark.read(run.mark(record.rank)) for record in records]
-    return any(one.state != "running" for one in records) or any(one and one.steps for one in marks)
 
 
 def _note_bad_nodes(
@@ -258,13 +235,6 @@ def reach(run: RunDir) -> int:
     found = mark.read(run.mark(0))
     saved = [checkpoint.step for checkpoint in checkpoint_files.all_of(run.checkpoints)]
     return max([found.steps if found else 0, *saved])
-
-
-def _node_error(run: RunDir) -> NodeFailed | None:
-    """Return what was wrong with a node where no rank was the cause: the first that was told."""
-    files = sorted(run.logs.glob("node-*-error.json"), key=lambda path: path.stat().st_mtime)
-    told = read_json(files[0]) if files else None
-    return NodeFailed(told["error"], hint=told["hint"]) if told else None
 
 
 def _completed(run: RunDir, told: Mapping[str, Any]) -> bool:

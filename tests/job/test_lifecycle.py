@@ -140,8 +140,8 @@ def submitted(folder: Path, **changes: Any) -> RunDir:
     return run
 
 
-def put_step(run: RunDir, step: int) -> None:
-    mark.Marker(run.mark(0)).step(step)
+def put_step(run: RunDir, step: int, rank: int = 0) -> None:
+    mark.Marker(run.mark(rank)).step(step)
 
 
 def recorded(run: RunDir, rank: int, error: BaseException | None = None, **fields: Any) -> None:
@@ -247,6 +247,46 @@ def test_who_is_ended_while_starting_was_stopped_where_all_nodes_were_asked(
         node_marks.note(run, node, "asked", f"n{node + 1}")
     end = lifecycle.end(run, replace(HERE, nodes="n1,n2"), 137, "")
     assert end.code == code, end.message
+
+
+LOST_PEER = RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("asked", "errors", "exits", "verdict"),
+    [
+        ((1,), {}, {}, "interrupted"),  # SLURM's late kill of a step
+        ((0, 1), {}, {}, "interrupted"),  # killed while they saved
+        ((1,), {}, {"1": -9}, "interrupted"),
+        ((1,), {0: LOST_PEER}, {"1": -9}, "interrupted"),
+        ((1,), {1: STOPPED}, {}, "interrupted"),  # rank 0 was killed while it saved
+        ((), {}, {}, "failed"),
+        ((1,), {}, {"0": -9}, "failed"),  # srun asked the other node then
+        ((1,), {}, {"0": 1}, "failed"),
+        ((1,), {1: LOST_PEER}, {}, "failed"),  # of memory, with its agent and launcher
+        ((0, 1), {1: ValueError("no")}, {}, "failed"),
+        ((1,), {0: ValueError("no"), 1: STOPPED}, {}, "failed"),
+        ((1,), {1: BadInput("no")}, {}, "mistake"),
+    ],
+)
+def test_what_dies_when_slurm_has_asked_a_node_to_stop_is_no_failure(
+    tmp_path: Path,
+    asked: tuple[int, ...],
+    errors: dict[int, Exception],
+    exits: dict[str, int],
+    verdict: Verdict,
+) -> None:
+    run = submitted(tmp_path)
+    lifecycle.begin(run, HERE)
+    for rank in range(2):
+        put_step(run, 5, rank)
+        recorded(run, rank, errors.get(rank))
+        write_json(run.exits(rank), {key: exits[key] for key in exits if int(key) == rank})
+    for node in asked:
+        node_marks.note(run, node, "asked", f"n{node + 1}")
+    lifecycle.end(run, replace(HERE, nodes="n1,n2"), 137, "")
+    [attempt] = SlurmFolder.of(run).attempts()
+    assert (attempt.verdict, attempt.bad_nodes) == (verdict, [])
 
 
 def test_a_new_submission_has_new_budgets(tmp_path: Path) -> None:
