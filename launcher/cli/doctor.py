@@ -1,6 +1,5 @@
 """The command `launcher doctor`: check this machine, or the nodes of a SLURM job."""
 
-import json
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from launcher.cli.say import say
+from launcher.cli.answers import JSON, Answers, tell
 from launcher.cli.slurm import sbatch_of, with_sbatch_options
 from launcher.doctor.checks import Check
 from launcher.doctor.doctor import examine
@@ -24,7 +23,7 @@ from launcher.slurm import doctor as slurm_doctor
 from launcher.slurm.profile import load
 
 
-@click.command()
+@click.command(cls=Answers)
 @click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 2]")
 @click.option("--cpu", is_flag=True, help="Check the CPU although there are GPUs.")
 @click.option(
@@ -35,7 +34,7 @@ from launcher.slurm.profile import load
     show_default=True,
     help="Where run directories are to be: its disk is checked.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 @click.option("--slurm", is_flag=True, help="Check the nodes of a job, and wait for it.")
 @click.option("--profile", default="default", help="Site profile, with --slurm.")
 @with_sbatch_options
@@ -43,7 +42,6 @@ def doctor(
     nproc: int | None,
     cpu: bool,
     folder: Path,
-    as_json: bool,
     slurm: bool,
     profile: str,
     **options: Any,
@@ -64,11 +62,9 @@ def doctor(
             check_nodes(here)
             found = {socket.gethostname(): examine(here, folder)}
     ok = all(check.ok for checks in found.values() for check in checks)
-    if as_json:
-        nodes_json = {node: [asdict(check) for check in checks] for node, checks in found.items()}
-        say(json.dumps({"ok": ok, "nodes": nodes_json}))
-    else:
-        _show(found)
+    nodes = {node: [asdict(check) for check in checks] for node, checks in found.items()}
+    tell(ok=ok, nodes=nodes)
+    _show(found)
     raise SystemExit(0 if ok else 1)
 
 

@@ -1,12 +1,12 @@
 """The commands that train and test on this machine: run, debug, resume, test."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from launcher.cli.answers import JSON, launch_and_tell, tell, tell_of
 from launcher.cli.runs import accuracy_words
 from launcher.cli.say import say
 from launcher.cli.words import PassesOn, TakesHyperparameters
@@ -30,7 +30,7 @@ from launcher.run import wandb
 from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_config, read_json
-from launcher.run.rows import told_of_test
+from launcher.run.rows import finite, told_of_test
 from launcher.run.weights import weights_of
 
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
@@ -97,6 +97,7 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--tag", "tags", multiple=True, help="W&B tag; may be repeated. [default: WANDB_TAGS]"
 )
+@JSON
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -154,7 +155,7 @@ def run(
     if node_rank:
         folder.refuse_foreign()
     new = spec.create(config_json | ({"profile": True} if profile else {}), file.source)
-    launch(Launch(folder, spec, nodes, ctx.args, max_restarts, made=new))
+    launch_and_tell(Launch(folder, spec, nodes, ctx.args, max_restarts, made=new))
 
 
 @click.command(cls=TakesHyperparameters)
@@ -162,6 +163,7 @@ def run(
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
 @INIT_FROM
+@JSON
 def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | None) -> None:
     """Train a few batches of RECIPE in this process, on the CPU, and test a few.
 
@@ -173,7 +175,9 @@ def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | Non
     recipe_type = load(file)
     from launcher.train.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
 
-    debug_in_process(configure(recipe_type, recipe, split_overrides(words)), steps, weights)
+    made = configure(recipe_type, recipe, split_overrides(words))
+    told = debug_in_process(made, steps, weights)
+    tell(**{"error": None, "hint": None} | {name: finite(value) for name, value in told.items()})
 
 
 @click.command(cls=TakesHyperparameters)
@@ -185,6 +189,7 @@ def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | Non
 @_machines
 @_MAX_RESTARTS
 @TRACKING
+@JSON
 def resume(
     run_dir: Path,
     words: tuple[str, ...],
@@ -226,8 +231,9 @@ def resume(
         if why := why_it_ended(folder, asked):
             more = f"{why}; `patience={2 * asked['patience']} --allow-changes` goes on"
         say(f"completed: {more}")
+        tell_of(folder)
         return
-    launch(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
+    launch_and_tell(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
 
 
 @click.command(cls=TakesHyperparameters)
@@ -237,7 +243,7 @@ def resume(
 @click.option("--keep", metavar="FILE", type=_FILE, help="Safetensors of what `test_step` keeps.")
 @_NPROC
 @click.option("--cpu", is_flag=True, help="Test on the CPU although there are GPUs.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def test(
     run_dir: Path,
     words: tuple[str, ...],
@@ -245,7 +251,6 @@ def test(
     keep: Path | None,
     nproc: int | None,
     cpu: bool,
-    as_json: bool,
 ) -> None:
     """Test a checkpoint of RUN_DIR on every sample of the test set, once.
 
@@ -263,9 +268,7 @@ def test(
         launch(job)
         result = read_json(job.run.result) or {}
     result |= {"step": chosen.step, "epoch": chosen.epoch}
-    if as_json:
-        say(json.dumps(result))
-        return
+    tell(**result)
     right = f"{result['test_correct']} of {result['test_samples']} right, "
     exact = right if result["test_correct"] is not None else ""
     told_of = (

@@ -1,16 +1,16 @@
 """The commands that put a run on a cluster: submit, and those that job scripts call."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from launcher.cli.answers import JSON, is_asked, tell, tell_of
 from launcher.cli.run import INIT_FROM, TRACKING
 from launcher.cli.say import say
 from launcher.cli.words import TakesHyperparameters
@@ -21,9 +21,12 @@ from launcher.job import requeue as job_requeue
 from launcher.launch.launch import Nodes
 from launcher.processes import shown
 from launcher.run.directory import RunDir
-from launcher.run.job import Job
+from launcher.run.job import Job, SlurmFolder
 from launcher.slurm import control, local
 from launcher.slurm.options import sbatch_options, value_of
+
+if TYPE_CHECKING:
+    from launcher.slurm.submit import Plan
 
 # Options of sbatch that have a name of their own here; all others go through --sbatch.
 SBATCH = {
@@ -98,7 +101,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
 @click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
 @click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@JSON
 def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     """Train RECIPE on a SLURM cluster, through preemption and time limits.
 
@@ -108,7 +111,7 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     from launcher.slurm import shown as slurm_shown  # noqa: PLC0415  # brings Jinja, which is not light
     from launcher.slurm import submit as submission  # noqa: PLC0415
 
-    if options["follow"] and (options["grid"] or options["as_json"]):
+    if options["follow"] and (options["grid"] or is_asked()):
         raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
     named = {one.name: options[one.name] for one in fields(submission.Wishes)[3:]}
     wishes = submission.Wishes(recipe, words, sbatch_of(options), **named)
@@ -117,27 +120,35 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
         say(f"warning: {warning}", err=True, colour="yellow")
     if options["dry_run"]:
         submission.check(plan, queue=False)
-        as_json = json.dumps(slurm_shown.as_json(plan)) if options["as_json"] else None
-        say(as_json or slurm_shown.shown(plan))
+        tell(**slurm_shown.as_json(plan))
+        if not is_asked():
+            say(slurm_shown.shown(plan))
         return
     submission.check(plan, queue=not options["local"])
     if options["local"]:
         local.check(plan.nodes, plan.request.gpus)
     folder = submission.make(plan)
     if options["local"]:
-        sys.exit(local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0))
+        _run_here(plan, folder)
     jobs = submission.submit(plan, folder)
     where = shown(plan.request.run_dir)
-    if options["as_json"]:
-        told = {"jobs": [job.id for job in jobs], "run_dir": str(plan.request.run_dir)}
-        say(json.dumps(told))
-    else:
-        say(f"job {', '.join(job.id for job in jobs)}: {where}")
-        what = "status" if plan.wishes.grid else "logs --follow"
-        say(f"follow it with: launcher {what} {where}")
+    tell(jobs=[job.id for job in jobs], run_dir=str(plan.request.run_dir))
+    say(f"job {', '.join(job.id for job in jobs)}: {where}")
+    what = "status" if plan.wishes.grid else "logs --follow"
+    say(f"follow it with: launcher {what} {where}")
     warn_if_stuck(jobs, plan.request.run_dir)
     if options["follow"]:
         sys.exit(0 if control.follow_run(plan.request.run_dir) == "completed" else 1)
+
+
+def _run_here(plan: "Plan", folder: SlurmFolder) -> NoReturn:
+    """Run the scripts of a submission on this machine, and end as they do."""
+    code = local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0)
+    if plan.wishes.grid:
+        tell(run_dir=str(plan.request.run_dir))
+    else:
+        tell_of(plan.points[0].run)
+    sys.exit(code)
 
 
 @click.group()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from launcher.cli.answers import Answers
 from launcher.errors import BadInput, LauncherError, nearest
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, outline
@@ -14,7 +15,7 @@ from launcher.recipe.hyperparameters import describe, meant
 from launcher.run.directory import RunDir
 
 
-class TakesHyperparameters(click.Command):
+class TakesHyperparameters(Answers):
     """Says how a hyperparameter is given that was given as an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,10 +32,11 @@ from launcher.train.worker import ended, last_words, train, work
 _UNWATCHED_S = 1800.0  # at least, for data that take their time: nobody watches the ranks
 
 
-def debug(recipe: Recipe, most_steps: int, init_from: Path | None = None) -> None:
+def debug(recipe: Recipe, most_steps: int, init_from: Path | None = None) -> dict[str, Any]:
     """Train a few batches on the CPU in this very process, with nothing in the debugger's way.
 
     So there are data workers only where the user asks for them. The recipe is as it is for a run.
+    Returns what result.json would say.
     """
     torch.autograd.set_detect_anomaly(True)
     for name in os.environ.keys() - without_world(os.environ).keys():
@@ -45,7 +47,9 @@ def debug(recipe: Recipe, most_steps: int, init_from: Path | None = None) -> Non
             recipe, context, StopRequest(), most_steps=most_steps, init_from=init_from
         )
         training.trackers = Trackers(ConsoleTracker())
-        print(last_words(train(training, None), None))
+        result = train(training, None)
+        print(last_words(result, None))
+        return result
     finally:
         context.close()
 
