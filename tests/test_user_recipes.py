@@ -162,8 +162,8 @@ def test_a_failing_rank_does_not_wait_for_a_busy_one(tmp_path: Path) -> None:
 def test_what_may_be_downloaded_is_made_in_one_process_of_a_machine_first(tmp_path: Path) -> None:
     noted = 'note("{}")\n        return '
     note = """
-import launcher.train.prepare, os, time
-launcher.train.prepare._SAY_AFTER_S = 0.2
+import launcher.train.parts, os, time
+launcher.train.parts._SAY_AFTER_S = 0.2
 
 def note(what):
     with open(f"rank-{os.environ['RANK']}", "a") as file:

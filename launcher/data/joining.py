@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from launcher.data.randomness import BatchRandom, seed_batch
 from launcher.data.sampler import Part
 from launcher.errors import RecipeError
-from launcher.recipe.base import Recipe
+from launcher.recipe.base import Recipe, is_base
 
 T = TypeVar("T")
 
@@ -97,11 +97,6 @@ class Joiner:
             return (default_collate(plain),)
         except Exception as error:
             raise _unasked("joins what cannot be joined by") from error
-
-
-def is_base(recipe: Recipe, method: str) -> bool:
-    """Whether a recipe has left a method as it is."""
-    return getattr(type(recipe), method) is getattr(Recipe, method)
 
 
 def watched(make: Callable[[], T], device: torch.device) -> tuple[T, bool]:

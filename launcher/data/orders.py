@@ -8,7 +8,6 @@ import torch
 
 from launcher.data.computed import Blocks, Mixed, Mixture
 from launcher.data.fetching import SizedData
-from launcher.data.joining import is_base
 from launcher.data.randomness import (
     Numbers,
     named,
@@ -19,7 +18,7 @@ from launcher.data.randomness import (
 from launcher.data.sampler import Order, Partners, ShardSampler
 from launcher.data.streams import LaneSampler, Stream
 from launcher.errors import DataError, RecipeError
-from launcher.recipe.base import Recipe
+from launcher.recipe.base import Recipe, is_base
 
 
 class _Orders:
@@ -78,18 +77,14 @@ def sampler_for(
 
 def _length(stream: Stream, recipe: Recipe, *, test: bool) -> int:
     """Return the samples in an epoch of a Stream."""
-    if not test:
-        for method in ("order", "partners", "shuffle_block"):
-            if (
-                getattr(recipe, method)
-                if method == "shuffle_block"
-                else not is_base(recipe, method)
-            ):
-                raise RecipeError(
-                    f"`{method}` needs samples that can be loaded by their index, and "
-                    "`train_data` returned a Stream",
-                    hint=f"return a map-style dataset, or leave `{method}` out",
-                )
+    asked = [method for method in ("order", "partners") if not is_base(recipe, method)]
+    asked += ["shuffle_block"] if recipe.shuffle_block else []
+    if asked and not test:
+        raise RecipeError(
+            f"`{asked[0]}` needs samples that can be loaded by their index, and `train_data` "
+            "returned a Stream",
+            hint=f"return a map-style dataset, or leave `{asked[0]}` out",
+        )
     if stream.size is not None:
         return stream.size
     if test:

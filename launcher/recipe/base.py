@@ -233,10 +233,8 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
 
     def counts_samples(self, *, test: bool = False) -> bool:
         """Whether `StepSums` are those of the base: of samples, but where labels are left out."""
-        own = type(self)
-        return own.train_step is Recipe.train_step and not (
-            test and own.test_step is not Recipe.test_step
-        )
+        methods = ["train_step", "test_step"] if test else ["train_step"]
+        return all(is_base(self, method) for method in methods)
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return every hyperparameter, ready for JSON."""
@@ -262,15 +260,19 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     )
 
 
+def is_base(recipe: Recipe | type[Recipe], method: str) -> bool:
+    """Whether a recipe has left a method as it is in the base."""
+    kind = recipe if isinstance(recipe, type) else type(recipe)
+    return getattr(kind, method) is getattr(Recipe, method)
+
+
 def missing_methods(recipe_type: type[Recipe]) -> list[str]:
     """Return the methods that a recipe has not written, and without which it cannot be trained.
 
     The base `train_step` calls a loss; one of the recipe's own may need none.
     """
-    own_step = recipe_type.train_step is not Recipe.train_step
-    optional = {"test_data"} | ({"loss"} if own_step else set())
-    unwritten = [m for m in REQUIRED_METHODS if getattr(recipe_type, m) is getattr(Recipe, m)]
-    return [method for method in unwritten if method not in optional]
+    optional = {"test_data"} | (set() if is_base(recipe_type, "train_step") else {"loss"})
+    return [m for m in REQUIRED_METHODS if is_base(recipe_type, m) and m not in optional]
 
 
 def _plain(value: Any) -> Any:

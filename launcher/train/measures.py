@@ -5,7 +5,7 @@ from typing import Any
 
 from launcher.errors import RecipeError, TrainingFailed, did_you_mean
 from launcher.ranks.kept import Rows
-from launcher.recipe.base import Recipe
+from launcher.recipe.base import is_base
 from launcher.recipe.totals import Totals
 from launcher.run.best import name_of, score
 from launcher.run.rows import RESERVED
@@ -18,7 +18,7 @@ def metrics_of(run: Training, totals: Totals) -> dict[str, float]:
     Raises RecipeError for what are no metrics, TrainingFailed where training is under way.
     """
     turns = totals.of_turns()
-    if type(run.recipe).metrics is Recipe.metrics:
+    if is_base(run.recipe, "metrics"):
         return turns
     made = run.recipe.metrics(totals)
     return turns | numbers(made, "metrics", begun=run.progress.step > 1)
@@ -32,7 +32,7 @@ def metrics_of_test(run: Training, totals: Totals, rows: Rows) -> dict[str, floa
     """
     found = metrics_of(run, totals)
     recipe, begun = run.recipe, run.progress.step > 1
-    if type(recipe).test_metrics is Recipe.test_metrics:
+    if is_base(recipe, "test_metrics"):
         return run.context.from_first(lambda: found, "`metrics`") if found else found
 
     def make() -> dict[str, float]:
@@ -47,7 +47,7 @@ def metrics_of_test(run: Training, totals: Totals, rows: Rows) -> dict[str, floa
 
 def keeps_rows(run: Training) -> bool:
     """Whether anybody wants the rows that test steps keep."""
-    return run.keep or type(run.recipe).test_metrics is not Recipe.test_metrics
+    return run.keep or not is_base(run.recipe, "test_metrics")
 
 
 def numbers(made: Any, method: str, *, begun: bool) -> dict[str, float]:

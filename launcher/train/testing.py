@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from launcher.data.fetching import Shard
-from launcher.data.joining import is_base
 from launcher.data.randomness import seed_test
 from launcher.errors import RecipeError
 from launcher.model.losses import refuse_left_out
@@ -19,7 +18,7 @@ from launcher.ranks.faults import check_finite
 from launcher.ranks.gathering import HERE
 from launcher.ranks.kept import Kept, Rows, size_of
 from launcher.ranks.metrics import Sums
-from launcher.recipe.base import Recipe
+from launcher.recipe.base import is_base
 from launcher.recipe.totals import Totals
 from launcher.run.best import larger_is_better, name_of
 from launcher.train.checkpoint import Saver
@@ -92,7 +91,7 @@ def report_test(run: Training, tested: Tested) -> None:
     ended = run.whole_epochs
     report = Report("test", at.epoch, at.step, *numbers, epochs=ended, metrics=tested.metrics)
     try:
-        if type(run.recipe).after_test is not Recipe.after_test and run.folder:
+        if not is_base(run.recipe, "after_test") and run.folder:
             run.context.from_first(partial(_after_test, run, report), "`after_test`")
     finally:
         run.trackers.report(report, run.position)
@@ -184,5 +183,5 @@ def sanity_test(run: Training) -> None:
     refuse_left_out(totals.left_out, run.progress.step)
     metrics = metrics_of(run, totals)
     _refuse_other_mode(run, totals.numbers())
-    if type(run.recipe).test_metrics is Recipe.test_metrics:  # else the name may be one of its own
+    if is_base(run.recipe, "test_metrics"):  # else the name may be one of its own
         refuse_unknown({**totals.numbers(), **metrics}, run.recipe.best_by, begun=False)
