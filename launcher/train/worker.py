@@ -36,10 +36,9 @@ from launcher.train.checkpoint import (
     restore,
 )
 from launcher.train.exchange import checkpoint
-from launcher.train.final import save_rows, save_weights
 from launcher.train.loops import train_loop
+from launcher.train.outputs import profiling, save_rows, save_weights
 from launcher.train.prepare import prepare
-from launcher.train.profiling import profiling
 from launcher.train.testing import sanity_test, test_event, test_loop
 from launcher.train.trackers import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
 from launcher.train.training import Training

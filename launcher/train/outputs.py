@@ -1,9 +1,12 @@
-"""What a run, or a test of it, leaves behind: weights, and rows that were kept."""
+"""What a run, or a test of it, leaves behind: weights, rows that were kept, traces."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.profiler import ProfilerActivity, profile, schedule
 
 from launcher.data.device import on_host
 from launcher.errors import RecipeError
@@ -13,6 +16,8 @@ from launcher.ranks.context import unwrapped
 from launcher.ranks.kept import Rows, as_file
 from launcher.run.directory import RunDir
 from launcher.train.training import Training
+
+_TRACED_STEPS = 20
 
 
 def save_weights(training: Training, run: RunDir) -> None:
@@ -39,3 +44,22 @@ def save_rows(rows: Rows, path: Path) -> None:
         )
     with written(path) as beside:
         save_file(as_file(rows), beside, metadata={"format": "pt"})
+
+
+@contextmanager
+def profiling(training: Training, run: RunDir) -> Iterator[None]:
+    """Trace some of the first steps in the block, for Perfetto; each rank writes a file of its own.
+
+    The first steps are left out: they allocate and warm up.
+    """
+    rank, device = training.context.rank, training.context.device
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(
+        activities=activities,
+        schedule=schedule(skip_first=3, wait=0, warmup=2, active=_TRACED_STEPS, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(run.trace(rank))),
+    ) as training.profiler:
+        yield
+    training.profiler = None
