@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from launcher.child.started import start
     from launcher.data.arrays import ArrayDataset, load_digits
     from launcher.data.computed import Mixture
     from launcher.data.files import stream_of
@@ -35,6 +36,7 @@ __all__ = [
     "load_digits",
     "main",
     "sample_seed",
+    "start",
     "stream_of",
     "unwrapped",
     "warmup_cosine",
@@ -56,6 +58,7 @@ _HOMES = {
     "load_digits": "launcher.data.arrays",
     "main": "launcher.train.script",
     "sample_seed": "launcher.data.randomness",
+    "start": "launcher.child.started",
     "stream_of": "launcher.data.files",
     "unwrapped": "launcher.ranks.context",
     "warmup_cosine": "launcher.model.schedules",

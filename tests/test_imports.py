@@ -17,6 +17,7 @@ PACKAGE = Path(launcher.__file__).parent
 # From the roof to the ground: a wing imports from those below it, and from the floor (the files
 # that stand in the package itself), which imports from nothing but itself.
 WINGS = [
+    "child",
     "cli",
     "job",
     "slurm",

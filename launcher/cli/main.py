@@ -12,6 +12,7 @@ from launcher import __version__
 from launcher.cli.say import say
 from launcher.errors import LauncherError
 from launcher.files import refused_by_disk
+from launcher.tied import stay_tied
 
 # Each command: the module that holds it, and its line in `launcher --help`.
 COMMANDS = {
@@ -96,6 +97,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        stay_tied()
         try:
             return super().invoke(ctx)
         except LauncherError as error:
