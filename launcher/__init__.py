@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launcher.child.started import start
+    from launcher.child.submitted import submit
     from launcher.data.arrays import ArrayDataset, load_digits
     from launcher.data.computed import Mixture
     from launcher.data.files import stream_of
@@ -38,6 +39,7 @@ __all__ = [
     "sample_seed",
     "start",
     "stream_of",
+    "submit",
     "unwrapped",
     "warmup_cosine",
 ]
@@ -60,6 +62,7 @@ _HOMES = {
     "sample_seed": "launcher.data.randomness",
     "start": "launcher.child.started",
     "stream_of": "launcher.data.files",
+    "submit": "launcher.child.submitted",
     "unwrapped": "launcher.ranks.context",
     "warmup_cosine": "launcher.model.schedules",
 }
