@@ -60,6 +60,12 @@ def without_world(base: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in base.items() if not _WORLD.fullmatch(name)}
 
 
+def without_ours(base: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without what processes of the launcher tell each other."""
+    ours = (PARENT, HERE, MEETING, LOADED, STORE)
+    return {name: value for name, value in base.items() if name not in ours}
+
+
 def shown(path: Path) -> str:
     """Return a path for people to paste into a shell.
 

@@ -30,6 +30,7 @@ WINGS = [
     "tracking",
     "data",
     "model",
+    "script",
     "run",
     "recipe",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from launcher import __version__
+from launcher.around import leave_script
 from launcher.cli.say import say
 from launcher.errors import LauncherError
 from launcher.files import refused_by_disk
@@ -98,6 +99,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         stay_tied()
+        leave_script()
         try:
             return super().invoke(ctx)
         except LauncherError as error:

@@ -1,28 +1,33 @@
 """The commands that train and test on this machine: run, debug, resume, test."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from launcher.cli.answers import JSON, launch_and_tell, tell, tell_of
+from launcher.cli.options import INIT_FROM, MAX_RESTARTS, NPROC, RUN_DIR, TRACKING, machines
 from launcher.cli.runs import accuracy_words
 from launcher.cli.say import say
+from launcher.cli.scripts import What, refuse_for_script, refuse_words, what, with_script_options
 from launcher.cli.words import PassesOn, TakesHyperparameters
 from launcher.errors import BadInput
 from launcher.gpus import gpus
-from launcher.launch.launch import Launch, Nodes, check, launch, threads_of
+from launcher.launch.launch import Launch, Nodes, check, threads_of
 from launcher.launch.resume import (
     check_is_run,
     choose,
+    how_to_extend,
     is_completed,
     recipe_of,
+    refuse_script,
     resumed,
+    resumed_script,
     test_of,
     where_it_began,
-    why_it_ended,
 )
+from launcher.launch.script import describe_script, launch
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, find, load, outline
 from launcher.recipe.hyperparameters import configure, split_overrides
@@ -31,51 +36,18 @@ from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_config, read_json
 from launcher.run.rows import finite, told_of_test
+from launcher.run.told import is_script
 from launcher.run.weights import weights_of
-
-_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")
-_MAX_RESTARTS = click.option(
-    "--max-restarts",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Start again so often, from the last checkpoint, when a process fails.",
-)
-
-
-TRACKING = click.option(
-    "--tracking",
-    type=click.Choice(wandb.MODES),
-    help="Weights & Biases: online, offline (`launcher sync` uploads it later) or disabled. "
-    "[default: WANDB_MODE, else online where there are credentials, else offline]",
-)
-INIT_FROM = click.option(
-    "--init-from",
-    type=click.Path(path_type=Path, exists=True),
-    metavar="RUN_DIR|FILE",
-    help="Start from the weights of a run, or of a file of safetensors: those that match.",
-)
-
-
-def _machines(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for several machines without SLURM."""
-    for option in (
-        click.option("--rdzv-endpoint", metavar="HOST:PORT", help="A free port on machine 0."),
-        click.option("--node-rank", type=int, default=0, help="Which of them this is, from 0."),
-        click.option(
-            "--nnodes", type=click.IntRange(1), default=1, help="Machines, without SLURM."
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command(cls=PassesOn)
-@click.argument("recipe")
+@click.argument("recipe", required=False, metavar="RECIPE|SCRIPT")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]... [-- ...]")
-@click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
+@click.option(
+    "--nproc",
+    type=click.IntRange(1),
+    help="Processes. [default: one per GPU, else 1; for a script 1, which is told no place]",
+)
 @click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
 @click.option(
     "--run-dir",
@@ -88,8 +60,9 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
     help="Take hyperparameters and processes from a run's config.json, to repeat it.",
 )
 @INIT_FROM
-@_machines
-@_MAX_RESTARTS
+@machines
+@MAX_RESTARTS
+@with_script_options
 @click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
 @TRACKING
 @click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
@@ -101,7 +74,8 @@ def _machines(command: Callable[..., None]) -> Callable[..., None]:
 @click.pass_context
 def run(
     ctx: click.Context,
-    recipe: str,
+    /,
+    recipe: str | None,
     words: tuple[str, ...],
     nproc: int | None,
     cpu: bool,
@@ -117,17 +91,23 @@ def run(
     project: str | None,
     group: str | None,
     tags: tuple[str, ...],
+    **of_script: Any,
 ) -> None:
     """Train RECIPE: a bundled name or the path of a file.
 
     Hyperparameters follow it as KEY=VALUE; `launcher recipes show RECIPE` lists them. What comes
     after -- goes to `accelerate launch` as it stands.
+
+    Any other Python program is a SCRIPT, started as it is: what comes after -- is the program's.
     """
-    file, made, told = _configured(recipe, words, config)
+    asked = what(recipe, words, ctx.args, nproc, of_script)
+    refuse_for_script(asked, config=config, init_from=init_from, profile=profile)
+    told = read_config(config) if config else {}
+    made = None if asked.script else _configured(asked, config, told)
     begins = init_from or (told.get("init_from") and Path(told["init_from"]))
     repeated = told.get("world_size") if nnodes == 1 else None
     nodes = Nodes(
-        nproc=nproc or repeated or max(1, 0 if cpu else gpus()),
+        nproc=nproc or repeated or max(1, 0 if cpu or asked.script else gpus()),
         nnodes=nnodes,
         node_rank=node_rank,
         endpoint=rdzv_endpoint,
@@ -137,25 +117,30 @@ def run(
     _refuse_restarts(nodes, max_restarts)
     if nnodes > 1 and run_dir is None:
         raise BadInput("several machines need --run-dir, the same folder on each")
+    file = made[0] if made else asked.file
     folder = RunDir((run_dir or new_run_path(file.name)).absolute())
     # Machine 0 makes the run directory; the others, which may not share its disk, keep a copy of
     # what they were told in its logs.
     spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
     tracked = wandb.tracking(file.name, tracking, project=project, group=group, tags=tags)
-    config_json = describe_run(
-        file,
-        made,
-        nproc=nodes.nproc,
-        nnodes=nnodes,
-        cpu=nodes.cpu,
-        threads=threads_of(nodes, told),
-        tracking=tracked,
-        init_from=weights_of(begins) if begins else None,
-    )
+    if made is None:
+        assert asked.script
+        config_json = describe_script(asked.script, file, nodes, tracked)
+    else:
+        config_json = describe_run(
+            *made,
+            nproc=nodes.nproc,
+            nnodes=nnodes,
+            cpu=nodes.cpu,
+            threads=threads_of(nodes, told),
+            tracking=tracked,
+            init_from=weights_of(begins) if begins else None,
+        )
     if node_rank:
         folder.refuse_foreign()
     new = spec.create(config_json | ({"profile": True} if profile else {}), file.source)
-    launch_and_tell(Launch(folder, spec, nodes, ctx.args, max_restarts, made=new))
+    extra = ctx.args if made else ()
+    launch_and_tell(Launch(folder, spec, nodes, extra, max_restarts, made=new))
 
 
 @click.command(cls=TakesHyperparameters)
@@ -170,7 +155,8 @@ def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | Non
     breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
     is written.
     """
-    file, _, _ = _configured(recipe, words, None)
+    file = find(recipe)
+    configure(outline(file), recipe, split_overrides(words))  # what is wrong is told at once
     weights = weights_of(init_from) if init_from else None
     recipe_type = load(file)
     from launcher.train.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
@@ -181,13 +167,13 @@ def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | Non
 
 
 @click.command(cls=TakesHyperparameters)
-@_RUN_DIR
+@RUN_DIR
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@_NPROC
+@NPROC
 @click.option("--cpu", is_flag=True, help="Train on the CPU although there are GPUs.")
 @click.option("--allow-changes", is_flag=True, help="Go on with other hyperparameters.")
-@_machines
-@_MAX_RESTARTS
+@machines
+@MAX_RESTARTS
 @TRACKING
 @JSON
 def resume(
@@ -221,27 +207,31 @@ def resume(
     )
     check(nodes)
     _refuse_restarts(nodes, max_restarts)
-    config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
+    if is_script(told):
+        refuse_words(words)
+        config = resumed_script(folder, nodes, nproc, allow_changes=allow_changes)
+    else:
+        config = resumed(folder, split_overrides(words), nodes, allow_changes=allow_changes)
     if mode := wandb.asked_for(tracking):
         config["tracking"]["mode"] = mode
-    asked = config["hyperparameters"]
-    if is_completed(folder, asked):
-        unit = "steps" if asked.get("steps") else "epochs"
-        more = f"all {asked[unit]} {unit} are done; `{unit}={2 * asked[unit]}` extends it"
-        if why := why_it_ended(folder, asked):
-            more = f"{why}; `patience={2 * asked['patience']} --allow-changes` goes on"
-        say(f"completed: {more}")
+    if is_completed(folder, config["hyperparameters"]):
+        say(f"completed: {how_to_extend(folder, config)}")
         tell_of(folder)
         return
     launch_and_tell(Launch(folder, folder, nodes, (), max_restarts, resumed=config))
 
 
 @click.command(cls=TakesHyperparameters)
-@_RUN_DIR
+@RUN_DIR
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--checkpoint", default="last", metavar="best|last|STEP", show_default=True)
-@click.option("--keep", metavar="FILE", type=_FILE, help="Safetensors of what `test_step` keeps.")
-@_NPROC
+@click.option(
+    "--keep",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Safetensors of what `test_step` keeps.",
+)
+@NPROC
 @click.option("--cpu", is_flag=True, help="Test on the CPU although there are GPUs.")
 @JSON
 def test(
@@ -258,6 +248,7 @@ def test(
     """
     folder = RunDir(run_dir.absolute())
     check_is_run(folder)
+    refuse_script(folder, "test")
     chosen = choose(folder, checkpoint)
     target = keep and _new_file(keep)
     click.get_current_context().with_resource(where_it_began(folder))
@@ -288,16 +279,15 @@ def _new_file(path: Path) -> Path:
 
 
 def _configured(
-    recipe: str, words: tuple[str, ...], config: Path | None
-) -> tuple[RecipeFile, Recipe, dict[str, Any]]:
-    """Return the recipe file, the recipe made from --config and overrides, and the config."""
-    overrides = split_overrides(words)
-    told = read_config(config) if config else {}
-    file = find(recipe)
-    if config and told and file.path == (config.parent / "recipe.py").resolve():
+    asked: What, config: Path | None, told: Mapping[str, Any]
+) -> tuple[RecipeFile, Recipe]:
+    """Return the recipe file, and the recipe made from what --config told and overrides."""
+    overrides = split_overrides(asked.words)
+    file = asked.file
+    if config and file.path == (config.parent / "recipe.py").resolve():
         file = recipe_of(RunDir(config.parent))  # with the files beside the original
     values = told.get("hyperparameters", {}) | overrides
-    return file, configure(outline(file), recipe, values), told
+    return file, configure(outline(file), asked.word, values)
 
 
 def _refuse_restarts(nodes: Nodes, max_restarts: int) -> None:

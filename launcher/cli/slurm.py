@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from launcher.cli.answers import JSON, is_asked, tell, tell_of
-from launcher.cli.run import INIT_FROM, TRACKING
+from launcher.cli.options import INIT_FROM, TRACKING
 from launcher.cli.say import say
 from launcher.cli.words import TakesHyperparameters
 from launcher.errors import BadInput, RunDirError

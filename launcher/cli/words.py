@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from launcher.cli.answers import Answers
+from launcher.cli.scripts import refuse_option_of_script
 from launcher.errors import BadInput, LauncherError, nearest
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, outline
@@ -24,6 +25,7 @@ class TakesHyperparameters(Answers):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            refuse_option_of_script(error.option_name, given)
             _refuse_option(error, given)
             raise
 

@@ -201,7 +201,7 @@ def launch(job: Launch) -> None:
     last_without_console()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         told = job.resumed or job.spec.read_config()
-        before = _go_on(job) if job.resumed and not job.managed else {}
+        before = go_on(job) if job.resumed and not job.managed else {}
         mirrored = job.nodes.node_rank == 0 and not told.get("test")
         mirror = Mirror.of(job.run) if mirrored else None
         if mirrored:
@@ -219,7 +219,7 @@ def launch(job: Launch) -> None:
         raise error
 
 
-def _go_on(job: Launch) -> dict[Path, bytes | None]:
+def go_on(job: Launch) -> dict[Path, bytes | None]:
     """Note what a run goes on with; returns the files that say how it was, and their contents."""
     files = (job.run.config, job.run.result)
     before = {path: path.read_bytes() if path.exists() else None for path in files}
@@ -257,7 +257,7 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
         error = _attempt(job, told, supervisor)
         if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
             break
-        before, farthest = farthest, max(farthest, _steps_done(job))
+        before, farthest = farthest, max(farthest, steps_done(job))
         if farthest <= before:
             again = "not restarted: it came no farther than the time before"
             return TrainingFailed(f"{error.message}\n{again}", hint=error.hint)
@@ -293,7 +293,7 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     return error
 
 
-def _steps_done(job: Launch) -> int:
+def steps_done(job: Launch) -> int:
     """Return the step that the last attempt came to, on any rank of this machine."""
     marks = [mark.read(job.run.mark(rank)) for rank in job.ranks]
     return max((found.steps for found in marks if found), default=0)

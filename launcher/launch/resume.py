@@ -13,7 +13,7 @@ from typing import Any
 from launcher.errors import BadInput, RunDirError
 from launcher.launch.launch import Launch, Nodes, threads_of
 from launcher.masks import shown_value
-from launcher.processes import HERE
+from launcher.processes import HERE, shown
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, outline
 from launcher.recipe.hyperparameters import configure
@@ -21,6 +21,8 @@ from launcher.recipe.only_data import refuse_others
 from launcher.run import checkpoint_files, wandb
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir, read_json
+from launcher.run.told import is_script
+from launcher.script.script import Script, file_of_module
 
 
 def recipe_of(run: RunDir) -> RecipeFile:
@@ -56,6 +58,8 @@ def where_it_began(run: RunDir) -> Iterator[None]:
 def is_completed(run: RunDir, asked: Mapping[str, Any]) -> bool:
     """Whether a run has nothing left to do for what these hyperparameters ask for."""
     result = read_json(run.result) or {}
+    if not asked:  # a script says itself when it has come to its end
+        return result.get("state") == "completed"
     steps = asked.get("steps")
     done, length = (result.get("step"), steps) if steps else (result.get("epoch"), asked["epochs"])
     whole = isinstance(done, int) and done >= length
@@ -69,6 +73,54 @@ def why_it_ended(run: RunDir, asked: Mapping[str, Any]) -> str | None:
     if not isinstance(spent, int) or patience is None or patience > spent:
         return None
     return str(result.get("why"))
+
+
+def how_to_extend(run: RunDir, told: Mapping[str, Any]) -> str:
+    """Return in words why a run is completed, and what would have it go on."""
+    asked = told["hyperparameters"]
+    if is_script(told):
+        return "the script has come to its end; `launcher run` starts it anew"
+    if why := why_it_ended(run, asked):
+        return f"{why}; `patience={2 * asked['patience']} --allow-changes` goes on"
+    unit = "steps" if asked.get("steps") else "epochs"
+    return f"all {asked[unit]} {unit} are done; `{unit}={2 * asked[unit]}` extends it"
+
+
+def refuse_script(run: RunDir, what: str) -> None:
+    """Raise BadInput where a run is that of a script, which only a recipe's can do `what`."""
+    if is_script(run.read_config()):
+        raise BadInput(f"`{run.path}` is the run of a script: only recipes have a {what}")
+
+
+def resumed_script(
+    run: RunDir, nodes: Nodes, nproc: int | None, *, allow_changes: bool
+) -> dict[str, Any]:
+    """Return the configuration that the run of a script goes on with; `nproc` where it is given.
+
+    Raises BadInput where its text has changed.
+    """
+    told = run.read_config()
+    script = Script.of(told)
+    assert script
+    file = file_of_module(script.module) if script.module else Path(str(script.file))
+    try:
+        changed = file.read_bytes() != run.script.read_bytes()
+    except OSError as error:
+        hint = f"it goes on as it began, and is started where it was; its text: {run.script}"
+        raise RunDirError(f"`{error.filename}`: {error.strerror}", hint=hint) from error
+    if changed and not allow_changes:
+        hint = f"--allow-changes goes on with it as it is now; as it was: {shown(run.script)}"
+        raise BadInput(f"`{file}` has changed since the run began", hint=hint)
+    session = {"time": time.time(), "world_size": nodes.world_size, "changes": {}}
+    if changed:
+        session["changes"] = {"script": ["as in script.py", "other text"]}
+    return told | {
+        "script": script.told() | ({"nproc": nproc} if nproc else {}),
+        "world_size": nodes.world_size,
+        "nodes": nodes.nnodes,
+        "cpu": nodes.cpu,
+        "resumed": [*told.get("resumed", []), session | {"command": sys.argv}],
+    }
 
 
 def resumed(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import psutil
 
@@ -20,6 +21,13 @@ _LOOK_S = 0.5  # between two looks at how far the ranks are
 _LOOK_AROUND_S = 5.0  # and at other machines
 _DUMP_S = 1.0  # what writing all stacks may take
 _SAY_AFTER_S = 60.0  # how long nothing has to happen before the first step to be worth a word
+
+
+class Watch(Protocol):
+    """Looks at what a command does; called many times a second."""
+
+    def verdict(self) -> str | None:
+        """Return what hangs, None while nothing does."""
 
 
 class HangWatch:
@@ -107,14 +115,28 @@ class Supervisor:
     So do shells when a connection is lost, and SIGUSR1 comes before SIGTERM.
     """
 
-    def __init__(self, *, patient: bool = False, on_stop: Callable[[], None] | None = None) -> None:
-        self._patient, self._on_stop = patient, on_stop
+    def __init__(
+        self,
+        *,
+        patient: bool = False,
+        on_stop: Callable[[], None] | None = None,
+        asking: str = "stopping after this step",
+    ) -> None:
+        self._patient, self._on_stop, self._asking = patient, on_stop, asking
         self.requests = 0  # to stop, by any signal
         self._urgent = 0  # by those that somebody sends
         self.forced = False
         self.hang: str | None = None  # what hung
 
-    def run(self, argv: Sequence[str], env: Mapping[str, str], log: Path, watch: HangWatch) -> int:
+    def run(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        watch: Watch,
+        *,
+        stdin: int | None = subprocess.DEVNULL,
+    ) -> int:
         """Return the command's exit code; its standard error goes to `log`.
 
         The command has a session of its own, so that the terminal's Ctrl-C reaches only this
@@ -127,7 +149,7 @@ class Supervisor:
             process = subprocess.Popen(
                 [sys.executable, "-m", "launcher.node.guard", *argv],
                 env=dict(env),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stderr=agent_log,
                 start_new_session=True,
             )
@@ -140,9 +162,7 @@ class Supervisor:
                     process.wait()
         return process.returncode
 
-    def _wait(
-        self, process: "subprocess.Popen[bytes]", watch: HangWatch, *, is_agent: bool
-    ) -> None:
+    def _wait(self, process: "subprocess.Popen[bytes]", watch: Watch, *, is_agent: bool) -> None:
         asked_at = 0.0
         while process.poll() is None and not self.forced:
             if self.requests and time.monotonic() - asked_at > _ASK_AGAIN_S:
@@ -170,7 +190,7 @@ class Supervisor:
             self._urgent += 1
         if not self.requests:
             again = "" if self._patient else "; Ctrl-C again stops at once"
-            print(f"stopping after this step{again}", file=sys.stderr)
+            print(f"{self._asking}{again}", file=sys.stderr)
             if self._on_stop:  # now: SLURM may lose its patience
                 self._on_stop()
         self.requests += 1

@@ -1,5 +1,6 @@
 """Say what ended a run, from what its processes left behind. Never imports torch."""
 
+import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from launcher.errors import BadInput, LauncherError, NodeFailed, Stopped, Traini
 from launcher.processes import shown
 from launcher.run.directory import RunDir, read_json
 from launcher.run.record import Record
+
+_MOST_BYTES = 1 << 20
 
 
 def verdict(
@@ -48,7 +51,7 @@ def verdict(
         return found
     return TrainingFailed(
         f"the run {_end(exit_code)} before any process could say why",
-        hint=next(filter(None, (_tail(run.agent(node_rank)) for node_rank in node_ranks)), None),
+        hint=next(filter(None, (tail(run.agent(node_rank)) for node_rank in node_ranks)), None),
     )
 
 
@@ -80,8 +83,8 @@ def first_failure(
     log = f"the full log is {shown(run.log(first.rank))}"
     if first.error and not first.traceback:  # an error of ours, which says all there is to say
         return TrainingFailed(first.error, hint=first.hint or log)
-    what = first.error.partition("\n")[0] or _death(exits.get(str(first.rank)))
-    lines = "\n".join(first.users_frames.splitlines()[-10:]) or _tail(run.log(first.rank))
+    what = first.error.partition("\n")[0] or death(exits.get(str(first.rank)))
+    lines = "\n".join(first.users_frames.splitlines()[-10:]) or tail(run.log(first.rank))
     return TrainingFailed(
         f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(),
         hint=f"{first.hint}; {log}" if first.hint else log,
@@ -89,10 +92,11 @@ def first_failure(
 
 
 def _end(exit_code: int) -> str:
-    return f"was {_death(exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
+    return f"was {death(exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
-def _death(exit_code: int | None) -> str:
+def death(exit_code: int | None) -> str:
+    """Return in words how a process ended that said nothing."""
     if exit_code == -signal.SIGKILL:
         return "killed by SIGKILL (did the machine run out of memory?)"
     if exit_code is not None and exit_code < 0:
@@ -101,10 +105,16 @@ def _death(exit_code: int | None) -> str:
     return "it ended without a word" + (f" (exit code {exit_code})" if exit_code else "")
 
 
-def _tail(path: Path, count: int = 10) -> str:
-    """Return the last lines of a log, or the first of a crash that Python reported there."""
+def tail(path: Path, count: int = 10, since: int = 0) -> str:
+    """Return the last lines of a log, or the first of a crash that Python reported there.
+
+    Of its end, that is: of a log of any length no more than `_MOST_BYTES` are read, nor what was
+    before the byte `since`.
+    """
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        with path.open("rb") as log:
+            log.seek(max(since, log.seek(0, os.SEEK_END) - _MOST_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
     crashes = [at for at, line in enumerate(lines) if line.startswith("Fatal Python error")]

@@ -1,6 +1,6 @@
 """The first lines of every process that the launcher starts: bound to its parent before all else.
 
-    python -m launcher.node.start agent|worker|probe|mirror ARGUMENTS
+    python -m launcher.node.start agent|programs|worker|probe|mirror ARGUMENTS
 
 Importing torch takes seconds, in which the parent may be killed: nobody would tell this process.
 """
@@ -16,6 +16,7 @@ from launcher.processes import LOADED, PARENT, die_with_parent
 
 _HOMES = {
     "agent": "launcher.node.agent",
+    "programs": "launcher.node.programs",
     "worker": "launcher.train.worker",
     "probe": "launcher.node.probe",
     "mirror": "launcher.tracking.process",

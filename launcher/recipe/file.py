@@ -3,6 +3,8 @@
 import ast
 import sys
 import typing
+from contextlib import suppress
+from importlib.util import decode_source
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -31,7 +33,7 @@ def find(name_or_path: str) -> RecipeFile:
     shipped = {path.stem: path for path in bundled()}
     path = shipped.get(name_or_path, Path(name_or_path))
     try:
-        source = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+        source = _text(path) if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
     if source is None:
@@ -44,10 +46,29 @@ def find(name_or_path: str) -> RecipeFile:
     return RecipeFile(path.stem, path.resolve(), source)
 
 
+def _text(path: Path) -> str:
+    """Return a file as UTF-8, or as what Python takes it for where it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        with suppress(SyntaxError, UnicodeDecodeError):
+            return decode_source(path.read_bytes())
+        raise error from None
+
+
 def file_of(recipe_type: type[Recipe]) -> RecipeFile | None:
     """Return the file that a recipe was loaded from, None for one that Python itself found."""
     file: RecipeFile | None = getattr(sys.modules[recipe_type.__module__], "__recipe__", None)
     return file
+
+
+def is_script(file: RecipeFile) -> bool:
+    """Whether a file is a script and no recipe, found by reading it and what it imports.
+
+    Raises RecipeError where it is no Python file.
+    """
+    tree = _parse(file)
+    return _source(file, tree).is_script()
 
 
 def one_line(file: RecipeFile) -> str:

@@ -1,7 +1,7 @@
 """What a file is, found by reading it and what it imports: it is never run to find out.
 
 A recipe is a file with a class that descends from `Recipe`, or one that has two of a recipe's
-methods and a base that cannot be read. All else is a script.
+required methods: whoever writes those has meant one. All else is a script.
 """
 
 import ast
@@ -37,6 +37,21 @@ class _Place(NamedTuple):
     name: str
 
 
+class _Class(NamedTuple):
+    """A class of a file."""
+
+    bases: list[str]
+    name: str
+    methods: set[str]
+    lent: set[str]  # what is assigned, and may be a method from elsewhere
+    fields: set[str]  # what else is assigned
+
+    @property
+    def likely(self) -> bool:
+        """Whether it has two of the methods of a recipe, or names for them."""
+        return _are_two(self.methods | self.lent | self.fields)
+
+
 class _Ancestry(NamedTuple):
     """What a class descends from."""
 
@@ -63,22 +78,36 @@ class Source:
         self._path, self._tree, self._roots = path, tree, roots
         self._modules: dict[Path, _Module | None] = {path: _module(path, tree)}
 
+    def is_script(self) -> bool:
+        """Whether the file is a script: a configuration with fields for model and loss is none."""
+        for one in _classes(self._tree):
+            ancestry = self._ancestry(one.bases)
+            if ancestry.recipe or _are_two(one.methods):
+                return False
+            if ancestry.unread and _are_two(one.methods | one.lent):
+                return False
+        return True
+
     def refuse_script(self) -> None:
         """Raise RecipeError where the file holds no recipe, as far as can be read."""
         unread: set[str] = set()
         why = ""
-        for bases, name, members in _classes(self._tree):
-            ancestry = self._ancestry(bases)
-            likely = len(members & set(REQUIRED_METHODS)) > 1
-            if ancestry.recipe or (likely and ancestry.unread):
+        for one in _classes(self._tree):
+            if self._may_be_recipe(one):
                 return
-            unread |= ancestry.unread - {""}
-            why = why or (f": `{name}` does not inherit from `Recipe`" if likely else "")
+            unread |= self._ancestry(one.bases).unread - {""}
+            why = why or (f": `{one.name}` does not inherit from `Recipe`" if one.likely else "")
         where = f"; `{min(unread)}`, which it imports, cannot be read" if unread else ""
+        script = "it is a script, for `launcher run`; " if self.is_script() else ""
         raise RecipeError(
             f"{self._path} has no recipe{why}",
-            hint=f"a recipe is a class that inherits from `Recipe`{where}",
+            hint=f"{script}a recipe is a class that inherits from `Recipe`{where}",
         )
+
+    def _may_be_recipe(self, one: _Class) -> bool:
+        """Whether a class descends from `Recipe`, or looks like it and cannot be read."""
+        ancestry = self._ancestry(one.bases)
+        return ancestry.recipe or (one.likely and bool(ancestry.unread))
 
     def is_recipe(self, statement: ast.ClassDef) -> bool:
         """Whether a class of the file descends from `Recipe`."""
@@ -155,17 +184,27 @@ class Source:
         return self._modules[path]
 
 
-def _classes(tree: ast.Module) -> list[tuple[list[str], str, set[str]]]:
-    """Return bases, name and methods of all classes of a file, the likeliest recipes first."""
+def _classes(tree: ast.Module) -> list[_Class]:
+    """Return all classes of a file, the likeliest recipes first."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            own = {getattr(member, "name", "") for member in node.body}
-            own |= {t for member in node.body for t in _targets(member)}
-            found.append((_names(*node.bases), node.name, own))
+            methods = {getattr(member, "name", "") for member in node.body}
+            lent = {t for member in node.body if _lends(member) for t in _targets(member)}
+            fields = {t for member in node.body for t in _targets(member)}
+            found.append(_Class(_names(*node.bases), node.name, methods, lent, fields))
         elif isinstance(node, ast.Call) and len(node.args) > 1 and _makes_a_class(node.func):
-            found.append((_names(*node.args, *node.keywords), "", set()))
-    return sorted(found, key=lambda row: -len(row[2] & set(REQUIRED_METHODS)))
+            found.append(_Class(_names(*node.args, *node.keywords), "", set(), set(), set()))
+    return sorted(found, key=lambda one: not one.likely)
+
+
+def _lends(member: ast.stmt) -> bool:
+    """Whether a statement of a class gives it something by name that may be a method."""
+    return isinstance(member, ast.Assign) and not isinstance(member.value, ast.Constant)
+
+
+def _are_two(names: set[str]) -> bool:
+    return len(names & set(REQUIRED_METHODS)) > 1
 
 
 def _makes_a_class(function: ast.expr) -> bool:

@@ -45,8 +45,15 @@ def describe(
         "cpu": cpu,
         "threads": threads,
         "tracking": tracking or wandb.tracking(file.name, "disabled"),
+        **here_and_now(file.path),
+    }
+
+
+def here_and_now(path: Path) -> dict[str, Any]:
+    """Return what else is needed to repeat a run whose recipe or script is at `path`."""
+    return {
         "versions": {"python": platform.python_version()} | _versions(),
-        "git": _git(file.path.parent),
+        "git": _git(path.parent),
         "command": sys.argv,
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.errors import RunDirError
 from launcher.files import make_folders, remove_empty, written
 from launcher.masks import masked
-from launcher.run.told import Told
+from launcher.run.told import Told, is_script
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
@@ -21,7 +21,7 @@ _OF_A_PROCESS = re.compile(
 # What a config.json says, where it says it.
 _KINDS = {
     **dict.fromkeys(("recipe", "recipe_path", "folder", "init_from"), str),
-    **dict.fromkeys(("hyperparameters", "tracking"), dict),
+    **dict.fromkeys(("hyperparameters", "tracking", "script"), dict),
     "world_size": int,
     "nodes": int,
     "cpu": bool,
@@ -31,7 +31,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class RunDir:
-    """One training of one recipe: the folder that holds all of it."""
+    """One training of one recipe or script: the folder that holds all of it."""
 
     path: Path
 
@@ -39,6 +39,11 @@ class RunDir:
     def recipe(self) -> Path:
         """The recipe as it was when the run was made."""
         return self.path / "recipe.py"
+
+    @property
+    def script(self) -> Path:
+        """The script as it was when the run was made, where it is no recipe's."""
+        return self.path / "script.py"
 
     @property
     def config(self) -> Path:
@@ -137,7 +142,7 @@ class RunDir:
         """What was wrong with one node, where no rank was the cause."""
         return self.logs / f"node-{node_rank}-error.json"
 
-    def create(self, config: Mapping[str, Any], recipe_source: str) -> list[Path]:
+    def create(self, config: Mapping[str, Any], source: str) -> list[Path]:
         """Make the run in a folder that is new or empty; returns the folders that were made.
 
         Raises RunDirError where the folder holds anything, or cannot be written; then it is as it
@@ -148,7 +153,7 @@ class RunDir:
             made = make_folders(self.path)
             with self._being_made():
                 made = make_folders(self.logs) + made
-                self.fill(config, recipe_source)
+                self.fill(config, source)
         except BaseException as error:
             remove_empty(made)
             if not isinstance(error, OSError):
@@ -159,11 +164,13 @@ class RunDir:
             ) from error
         return made
 
-    def fill(self, config: Mapping[str, Any], recipe_source: str) -> None:
-        """Write recipe and configuration into a folder that this process has made."""
+    def fill(self, config: Mapping[str, Any], source: str) -> None:
+        """Write recipe or script, and configuration, into a folder that this process has made."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        with written(self.recipe) as recipe:  # both or none
-            recipe.write_bytes(recipe_source.encode())
+        with written(self.script if is_script(config) else self.recipe) as beside:  # both or none
+            beside.write_bytes(
+                source.encode(errors="surrogateescape")
+            )  # see `launcher.cli.scripts`
             self.write_config(config)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -218,8 +225,8 @@ class RunDir:
         """
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
-        own = [self.recipe, self.config, self.metrics, self.result, self.lock, self.wandb_log]
-        for file in [*own, *self.process_files()]:
+        own = [self.config, self.metrics, self.result, self.lock, self.wandb_log]
+        for file in [self.recipe, self.script, *own, *self.process_files()]:
             with suppress(OSError):  # a name of ours that is somebody's folder stays
                 file.unlink()
         remove_empty([self.checkpoints, *made])

@@ -6,6 +6,8 @@ from typing import Any
 
 from launcher.errors import RunDirError
 
+KIND = "script"  # config.json's `kind`; that of a recipe has none
+
 
 class Told(dict[str, Any]):
     """What a file of a run says; what it should say and does not is told in words."""
@@ -19,3 +21,8 @@ class Told(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise RunDirError(f"{self._none}: it has no {key}")
+
+
+def is_script(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a script."""
+    return config.get("kind") == KIND
