@@ -14,7 +14,7 @@ from launcher.cli.answers import JSON, is_asked, tell, tell_of
 from launcher.cli.options import INIT_FROM, TRACKING
 from launcher.cli.say import say
 from launcher.cli.words import TakesHyperparameters
-from launcher.errors import BadInput, RunDirError
+from launcher.errors import BadInput, RunDirError, Stopped
 from launcher.job import lifecycle
 from launcher.job import node as job_node
 from launcher.job import requeue as job_requeue
@@ -148,6 +148,8 @@ def _run_here(plan: "Plan", folder: SlurmFolder) -> NoReturn:
         tell(run_dir=str(plan.request.run_dir))
     else:
         tell_of(plan.points[0].run)
+    if code == Stopped.exit_code:
+        say(f"stopped on request; go on: launcher resume {shown(plan.request.run_dir)}", err=True)
     sys.exit(code)
 
 

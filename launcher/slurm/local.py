@@ -1,15 +1,21 @@
 """Run a job's scripts on this machine: SLURM's variables and the commands they call are faked.
 
 The scripts are the very same ones. Each node becomes a process of srun's stand-in; a requeue is
-another round.
+another round, unless somebody has asked this process to stop.
 """
 
 import os
+import signal
 import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 
-from launcher.errors import BadInput
+from launcher.errors import BadInput, Stopped
 from launcher.gpus import gpus, shared
+from launcher.processes import die_with_parent, kill_tree, stop_signals
 from launcher.run.job import SlurmFolder
 from launcher.slurm.client import environment
 
@@ -54,7 +60,8 @@ def check(nodes: int, gpus_each: int) -> None:
 def run(folder: SlurmFolder, nodes: int, tasks: int) -> int:
     """Run the scripts of a folder to their end, the tasks of an array one after the other.
 
-    Returns the exit code, the first that is not 0 of an array's.
+    Returns the exit code, the first that is not 0 of an array's. A request to stop is SLURM's
+    SIGTERM for the scripts, and the end of it all; the second one ends them at once.
     """
     commands = folder.path / "local"
     commands.mkdir()
@@ -73,16 +80,56 @@ def run(folder: SlurmFolder, nodes: int, tasks: int) -> int:
     arrays = [
         {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} for task in range(tasks)
     ]
-    codes = [_run(folder.batch, base | array, commands / "requeued") for array in arrays or [{}]]
+    here = _Scripts(folder.batch, commands / "requeued")
+    with here.listening():
+        codes = [here.run(base | array) for array in arrays or [{}]]
     return next((code for code in codes if code), 0)
 
 
-def _run(script: Path, env: dict[str, str], requeued: Path) -> int:
-    restarts = 0
-    while True:
-        start = env | {"SLURM_RESTART_COUNT": str(restarts)}
-        code = subprocess.run(["bash", str(script)], env=start, check=False).returncode
-        if not requeued.exists():
-            return code
-        requeued.unlink()
-        restarts += 1
+class _Scripts:
+    """The batch script of a job, again where it wants to be requeued."""
+
+    def __init__(self, script: Path, requeued: Path) -> None:
+        self._script, self._requeued = script, requeued
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests = 0  # to stop
+
+    def run(self, env: Mapping[str, str]) -> int:
+        """Run the script until it does not come back; none is started after a request to stop."""
+        restarts, code = 0, Stopped.exit_code
+        while not self._requests:
+            code = self._once(dict(env) | {"SLURM_RESTART_COUNT": str(restarts)})
+            wants_more = self._requeued.exists()
+            self._requeued.unlink(missing_ok=True)
+            if not wants_more:
+                break
+            restarts += 1
+        return code
+
+    def _once(self, env: Mapping[str, str]) -> int:
+        # A session of its own: a terminal's Ctrl-C is heard here, and passed on.
+        self._process = subprocess.Popen(
+            ["bash", str(self._script)],
+            env=env,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509  # there is no other thread that matters
+        )
+        return self._process.wait()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Pass requests to stop on to the script."""
+        before = {number: signal.signal(number, self._hear) for number in stop_signals()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+        self._requests += 1
+        if self._process and self._process.poll() is None:
+            if self._requests > 1:
+                kill_tree(self._process.pid)
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGTERM)

@@ -1,0 +1,46 @@
+"""A job's scripts on this machine: how they are stopped, and that nothing of them stays."""
+
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from training import Run, family, launcher, started, survivors, wait_for
+
+pytestmark = pytest.mark.slow
+WORDS = ["digits", "epochs=5000", "--local", "--no-checks", "--no-snapshot", "--run-dir", "r"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_is_one_for_the_run_and_ends_the_job(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with started("submit", *WORDS, "--json", cwd=tmp_path) as process:
+        run = begun(tmp_path, process)
+        everybody = family(process)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert '"state": "stopped"' in said
+    assert "go on: launcher resume r" in errors
+    assert not survivors(everybody)
+    if number is signal.SIGTERM:
+        steps = run.result["step"] + 3
+        assert launcher("resume", "r", f"steps={steps}", cwd=tmp_path).returncode == 0
+        assert run.result["step"] == steps
+
+
+def test_scripts_end_with_the_process_that_runs_them(tmp_path: Path) -> None:
+    with started("submit", *WORDS, cwd=tmp_path) as process:
+        run = begun(tmp_path, process)
+        everybody = family(process)
+        process.send_signal(signal.SIGKILL)
+        assert not survivors(everybody)
+    assert run.result["state"] == "stopped"
+
+
+def begun(folder: Path, process: "subprocess.Popen[str]") -> Run:
+    """The run, once it trains."""
+    run = Run(folder / "r")
+    wait_for(lambda: bool(run.rows) or process.poll() is not None, timeout_s=120)
+    return run
