@@ -26,6 +26,7 @@ WINGS = [
     "node",
     "launch",
     "train",
+    "attached",
     "ranks",
     "tracking",
     "data",
@@ -34,7 +35,7 @@ WINGS = [
     "run",
     "recipe",
 ]
-WORKER_SIDE = {"node", "train", "ranks", "data", "model"}
+WORKER_SIDE = {"node", "train", "attached", "ranks", "data", "model"}
 # Where one side reaches the other: a recipe that runs in this process, and W&B's client.
 DOORS = {("cli.run", "train.script", "debug")}
 BEHIND_THE_WALL = {"tracking.session"}

@@ -1,7 +1,7 @@
 """The rows of all ranks in one tensor, with gradient, for losses that compare samples."""
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,13 +11,24 @@ from torch.autograd.function import once_differentiable
 
 from launcher.data.fetching import Shard
 from launcher.errors import RecipeError
-from launcher.ranks.context import Context
+
+
+class Among(Protocol):
+    """This process among others: a Context, or what a script has in its place."""
+
+    @property
+    def rank(self) -> int:
+        """From 0."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
 
 
 class _Here:
     """The step that this process is in: whose rows there are to gather."""
 
-    context: Context | None = None
+    context: Among | None = None
     micro_batch_size: int | None = None
     shard: Shard | None = None
     used = False
@@ -38,10 +49,11 @@ def gather(z: Tensor) -> tuple[Tensor, Tensor]:
     """Return the global batch's rows from all ranks, and which of them are this rank's; collective.
 
     `z` has a row for each sample of the shard, (samples, …); the rows, (global batch, …), stand in
-    the order of the samples, whatever the number of processes. For `train_step` and `test_step`:
-    the loss is that of the rows `mine`, (samples,), summed, and gradients come back to z from the
-    losses of all ranks. Backward, too, is collective. A rank without samples of its own gets for
-    `mine` the row that its ghost stands for, and is weighted 0.
+    the order of the samples, whatever the number of processes. For `train_step` and `test_step`,
+    and for a script that has a shard of `launcher.shards`: the loss is that of the rows `mine`,
+    (samples,), summed (of a shard: their mean, times its weight), and gradients come back to z from
+    the losses of all ranks. Backward, too, is collective. A rank without samples of its own gets
+    for `mine` the row that its ghost stands for, and is weighted 0.
 
     Raises RecipeError where no step is being made, and with micro-batches.
     """
@@ -49,7 +61,8 @@ def gather(z: Tensor) -> tuple[Tensor, Tensor]:
     if shard is None or context is None:
         raise RecipeError(
             "`launcher.gather` was called where no step is being made",
-            hint="it is for `train_step` and `test_step` of a recipe",
+            hint="it is for `train_step` and `test_step` of a recipe, and for a script that has a "
+            "shard of `launcher.shards`",
         )
     HERE.used = True
     if HERE.micro_batch_size and HERE.micro_batch_size < shard.size:

@@ -1,7 +1,8 @@
 """Checkpoints as files: whole or not at all, verified, listed, pruned. Never imports torch.
 
-A checkpoint is a folder `checkpoints/step-S-epoch-E` with a manifest of sizes and checksums. It is
-written beside its place, flushed, and renamed; the manifest comes last.
+A checkpoint is a folder `checkpoints/step-S-epoch-E`, or `step-S` of a script, which has no epochs,
+with a manifest of sizes and checksums. It is written beside its place, flushed, and renamed; the
+manifest comes last.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from launcher.errors import RunDirError
 from launcher.files import set_mode, sync
 from launcher.run.best import in_facts, score
 
-_NAME = re.compile(r"step-(\d+)-epoch-(\d+)(-before-test)?")
+# A script may have folders of its own beside: `step-100` is none of ours.
+_NAME = re.compile(r"step-(?:(\d+)-epoch-(\d+)(-before-test)?|(\d{8,}))")
 _HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
 MODEL = "model.safetensors"
 TRAINING = "training.pt"
+_MANIFEST = "manifest.json"
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
@@ -41,8 +44,10 @@ class Checkpoint:
         return score(in_facts(self.facts), best_by)
 
 
-def name_of(step: int, epoch: int, *, before_test: bool = False) -> str:
+def name_of(step: int, epoch: int | None = None, *, before_test: bool = False) -> str:
     """Return the name of the checkpoint at a position, whose test may be still to be made."""
+    if epoch is None:
+        return f"step-{step:08d}"
     return f"step-{step:08d}-epoch-{epoch:04d}" + "-before-test" * before_test
 
 
@@ -57,14 +62,23 @@ def all_of(folder: Path) -> list[Checkpoint]:
         if match := _NAME.fullmatch(path.name):
             try:
                 facts = (_manifest(path) or {}).get("facts", {})
-                size = sum(file.stat().st_size for file in path.iterdir())
+                size = sum(_sizes(path))
             except _GONE:  # a file of that name, or one that has just been pruned
                 continue
             except PermissionError as error:
                 raise RunDirError(f"`{path}` cannot be read: {error.strerror}") from error
-            found.append(Checkpoint(path, int(match[1]), int(match[2]), facts, size))
+            step, epoch = int(match[1] or match[4]), int(match[2] or 0)
+            found.append(Checkpoint(path, step, epoch, facts, size))
     # A name that goes on comes first: before its test.
     return sorted(found, key=lambda one: (one.step, one.epoch, -len(one.path.name)))
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _sizes(path)
+        else:
+            yield path.stat().st_size
 
 
 def problem(checkpoint: Checkpoint) -> str | None:
@@ -136,26 +150,52 @@ def write(
     Raises OSError, and whatever `write_files` raises, with nothing left behind.
     """
     folder.mkdir(exist_ok=True)
-    beside, place = folder / f".{name}.tmp", folder / name
+    place = folder / name
+    beside = beside_of(place)
     shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir()
         write_files(beside)
-        files = {}
-        for path in sorted(beside.iterdir()):
-            set_mode(path, path.stat().st_mode | beside.stat().st_mode & 0o666)  # as umask says
-            sync(path)
-            files[path.name] = {"size": path.stat().st_size, "sha256": _checksum(path)}
-        manifest: dict[str, Any] = {"files": files, "facts": {**facts, "time": time.time()}}
-        manifest["sha256"] = _own_checksum(manifest)
-        (beside / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        sync(beside / "manifest.json")
-        sync(beside)
-        beside.rename(place)
-        sync(folder)
+        seal(beside, place, facts)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return place
+
+
+def beside_of(place: Path) -> Path:
+    """Return where a checkpoint is written until it is whole."""
+    return place.with_name(f".{place.name}.tmp")
+
+
+def seal(beside: Path, place: Path, facts: Mapping[str, Any]) -> None:
+    """Make what stands in a folder a checkpoint: flushed, with a manifest, at its place.
+
+    One that is there already gives way to it. Raises RunDirError where there is a manifest.
+    """
+    if (beside / _MANIFEST).exists():
+        raise RunDirError(
+            f"a checkpoint was saved with a file `{_MANIFEST}`, which is the name of its own list",
+            hint="give the file another name, or a folder inside of the checkpoint's",
+        )
+    umask = beside.stat().st_mode & 0o666
+    files: dict[str, Any] = {}
+    for path in sorted(beside.rglob("*")):
+        if path.is_file():
+            set_mode(path, path.stat().st_mode | umask)
+            files[path.relative_to(beside).as_posix()] = {
+                "size": path.stat().st_size,
+                "sha256": _checksum(path),
+            }
+        sync(path)
+    manifest: dict[str, Any] = {"files": files, "facts": {**facts, "time": time.time()}}
+    manifest["sha256"] = _own_checksum(manifest)
+    (beside / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    sync(beside / _MANIFEST)
+    sync(beside)
+    if place.exists():
+        _remove(place)
+    beside.rename(place)
+    sync(place.parent)
 
 
 def prune(folder: Path, keep_last: int, keep_best: int, best_by: str | None = None) -> None:
@@ -164,10 +204,15 @@ def prune(folder: Path, keep_last: int, keep_best: int, best_by: str | None = No
     kept = {c.path for c in [*everything[-keep_last:], *best(everything, keep_best, best_by)]}
     for checkpoint in everything:
         if checkpoint.path not in kept:
-            # Renamed first: a deletion cut short must not look like a checkpoint.
-            doomed = folder / f".{checkpoint.path.name}.old"
-            checkpoint.path.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            _remove(checkpoint.path)
+
+
+def _remove(place: Path) -> None:
+    """Delete a checkpoint. Renamed first: a deletion cut short must not look like one."""
+    doomed = place.with_name(f".{place.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    place.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clean(folder: Path) -> None:
@@ -180,7 +225,7 @@ def clean(folder: Path) -> None:
 def _manifest(path: Path) -> dict[str, Any] | None:
     """Return a checkpoint's manifest, None where it is not as it was written."""
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest = json.loads((path / _MANIFEST).read_bytes())
         told = manifest.pop("sha256", None)
     except (*_GONE, ValueError, AttributeError, TypeError):
         return None

@@ -16,6 +16,7 @@ FIELDS = (
         "data_wait",
     ),
     "gpu_memory",
+    "line",  # of a script's rows, which may have several of a step: its number, from 0
 )
 # No metric has one of these names: "correct" is a field of result.json.
 RESERVED = {*FIELDS, "correct"}

@@ -153,19 +153,28 @@ def history_row(row: Mapping[str, Any]) -> dict[str, Any]:
     A metric of the recipe's stands beside the loss, under its own name.
     """
     split = row["split"]
+    hidden = ("split", "line")
     return {
         _PAGE[field].format(split=split) if field in _PAGE else f"{split}/{field}": value
         for field, value in row.items()
-        if field != "split" and value is not None
+        if field not in hidden and value is not None
     }
+
+
+def is_scripts_own(state: Mapping[str, Any] | None) -> bool:
+    """Whether what is known of a run's upload says that its script has a W&B run of its own."""
+    return bool((state or {}).get("own"))
 
 
 def position(row: Mapping[str, Any]) -> int:
     """Return where a row stands in the history of a run, growing from row to row.
 
     A test comes after the training report of the same step. It is a function of the row, so what
-    has arrived says what is missing, and a row that is sent again is known by its place.
+    has arrived says what is missing, and a row that is sent again is known by its place. A script
+    may log several rows of a step, and its rows are counted.
     """
+    if "line" in row:
+        return int(row["line"])
     return 2 * int(row["step"]) + int(row["split"] == "test")
 
 

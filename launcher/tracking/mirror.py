@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from launcher.processes import PARENT, kill_tree, shown
 from launcher.run.directory import RunDir, read_json
-from launcher.run.wandb import Ending, Mode
+from launcher.run.wandb import Ending, Mode, is_scripts_own
 
 PATIENCE_S = 12.0  # for W&B at the end of a run; with all that is around it, 15
 _PER_BYTE_S = 1 / 2e6  # more, for weights that are to be uploaded
@@ -63,7 +63,7 @@ class Mirror:
             self._wait(patience_s - _SAY_AFTER_S)
         except KeyboardInterrupt:
             self._wait(0)
-        if ending is None:
+        if ending is None or is_scripts_own(read_json(self._run.wandb_state)):
             return
         again = f"`launcher sync {shown(self._run.path)}` uploads it"
         if self._process.returncode != 0:

@@ -18,7 +18,7 @@ import psutil
 from launcher.masks import clean
 from launcher.processes import PARENT, children
 from launcher.run.directory import RunDir, read_json, write_json
-from launcher.run.wandb import ENDINGS, Ending
+from launcher.run.wandb import ENDINGS, Ending, is_scripts_own
 
 if TYPE_CHECKING:
     from launcher.tracking.session import Session
@@ -55,6 +55,8 @@ def follow(run: RunDir, mode: str, told: Told) -> bool:
     """Mirror a run until it has ended; returns whether all of it is where it was to be."""
     while told.within(_POLL_S) is None and not _has_rows(run):
         pass  # importing wandb can wait until training is under way
+    if is_scripts_own(read_json(run.wandb_state)):
+        return True
     if mode == "online":
         try:
             return _mirror(run, "online", told)

@@ -19,9 +19,10 @@ from launcher.model.losses import LossWatch
 from launcher.model.made import Made
 from launcher.model.optimizers import Optimizers
 from launcher.model.schedules import Schedules
+from launcher.pulse import Pulse
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
-from launcher.ranks.faults import Pulse, StopRequest
+from launcher.ranks.faults import StopRequest
 from launcher.ranks.metrics import Sums
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe

@@ -9,8 +9,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from training import PROJECT, RECIPES
 
+from launcher.pulse import Pulse
 from launcher.ranks.context import Context
-from launcher.ranks.faults import Pulse, StopRequest
+from launcher.ranks.faults import StopRequest
 from launcher.recipe.file import find, load
 from launcher.recipe.hyperparameters import configure
 from launcher.train import loops
