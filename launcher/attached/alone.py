@@ -15,8 +15,10 @@ from launcher.run import config, lock, wandb
 from launcher.run.checkpoint_files import all_of
 from launcher.run.directory import RunDir, write_json
 from launcher.run.record import Record
-from launcher.run.script import Script, is_script
+from launcher.run.told import is_script
 from launcher.run.wandb import ENDINGS
+from launcher.script.config import describe
+from launcher.script.script import Script
 from launcher.tracking.mirror import Mirror
 
 _PATIENCE_S, _LOOK_S = 60.0, 0.1  # for rank 0, which makes the run
@@ -63,7 +65,8 @@ def _make(run: RunDir, name: str, place: Place) -> None:
         tracking = wandb.tracking(name)
         where = path or Path.cwd() / name
         source = path.read_text(encoding="utf-8", errors="surrogateescape") if path else ""
-        told = config.describe_script(script, name, where, nnodes=nodes, tracking=tracking)
+        world = place.world_size
+        told = describe(script, name, where, world_size=world, nodes=nodes, tracking=tracking)
         try:
             make_folders(run.path)
             run.fill(told, source)

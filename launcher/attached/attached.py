@@ -44,8 +44,8 @@ def attach(
             "`launcher.attach` needs both `save` and `load`, or none of them",
             hint="what nobody loads need not be saved; `run.saving` and `run.checkpoint` go alone",
         )
-    if _Here.run and not _Here.run.is_over:
-        raise BadInput("`launcher.attach` was called twice", hint="a process is one run at a time")
+    if _Here.run:
+        raise BadInput("`launcher.attach` was called twice", hint="a process is one run")
     every = None if checkpoint_every is None else whole(checkpoint_every, "checkpoint_every", 1)
     kept = whole(keep_last, "keep_last", 1)
     _Here.run = Attached(save, load, None if dir is None else Path(dir), every, kept)
@@ -90,11 +90,6 @@ class Attached:
         Not collective: the first time each rank looks for itself, and verifies every byte.
         """
         return self._course.checkpoint()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the process ends, so that there is no run any more."""
-        return self._course.ending.is_over
 
     def steps(self, total: int, checkpoint_every: int | None = None) -> Steps:
         """Load the newest checkpoint, and return the steps that are left of `total`.

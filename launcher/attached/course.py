@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launcher.around import RUN_DIR
 from launcher.attached import alone, place
 from launcher.attached.agreement import Agreement
 from launcher.attached.ending import Ending
@@ -15,10 +16,9 @@ from launcher.attached.requests import Requests
 from launcher.attached.saving import Saver
 from launcher.pulse import Pulse
 from launcher.run.checkpoint_files import Checkpoint
-from launcher.run.directory import RunDir
+from launcher.run.directory import RunDir, read_json
 from launcher.run.mark import Marker
 
-RUN_DIR = "LAUNCHER_RUN_DIR"  # environment variable: the run directory of a script
 _WATCHED_S = 24 * 3600.0  # that a rank waits for others where the launcher judges what hangs
 _UNWATCHED_S = 1800.0
 
@@ -30,10 +30,10 @@ class Course:
 
     def __init__(self, folder: Path | None, keep_last: int) -> None:
         self.place = place.find()
-        self.requests = Requests()
         launched = os.environ.get(RUN_DIR)
         self.run = RunDir(Path(launched)) if launched else alone.run_of(folder, self.place)
         self.run.logs.mkdir(parents=True, exist_ok=True)
+        self.requests = Requests(_stop_signal(self.run))
         first = self.place.rank == 0
         self._keeper = None if launched or not first else alone.Keeper(self.run, self.place)
         self.agreement = Agreement(self.place, _WATCHED_S if launched else _UNWATCHED_S)
@@ -163,6 +163,12 @@ class Course:
         """Note that the run has come to its end; what comes now is not watched."""
         self.ending.complete()
         self._waits.enter_context(self.marker.waiting())
+
+
+def _stop_signal(run: RunDir) -> str:
+    """Return by which signal the launcher asks this script to stop."""
+    told = (read_json(run.config) or {}).get("script")
+    return str(told.get("stop_signal", "TERM")) if isinstance(told, dict) else "TERM"
 
 
 def _rows(found: Checkpoint | None) -> int:

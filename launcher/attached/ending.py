@@ -23,7 +23,6 @@ class Ending:
     ) -> None:
         """`steps` tells how many are done."""
         self._run, self._agreement, self._keeper, self._steps = run, agreement, keeper, steps
-        self.is_over = False
         self._before = self._error = _uncaught()  # an older one, of an interpreter or a notebook
         self._record = Record.started(agreement.place.rank)
         self._record.write(run)
@@ -67,7 +66,6 @@ class Ending:
         self._agreement.close()
         if self._keeper:
             self._keeper.end(self._record, self._steps())
-        self.is_over = True
         if unheard:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):

@@ -28,9 +28,9 @@ from launcher.masks import clean
 from launcher.processes import MEETING, PARENT, shown, without_world
 from launcher.recipe.file import RecipeFile
 from launcher.run import lock
-from launcher.run.config import here_and_now
 from launcher.run.directory import RunDir, read_json, write_json
-from launcher.run.told import KIND, is_script
+from launcher.run.told import is_script
+from launcher.script.config import describe
 from launcher.script.ends import Ends
 from launcher.script.plan import Plan
 from launcher.script.script import Script, Sign
@@ -43,19 +43,14 @@ def describe_script(
     script: Script, file: RecipeFile, nodes: Nodes, tracking: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the contents of config.json for a script, whose text is in `file`."""
-    return {
-        "kind": KIND,
-        "recipe": file.name,
-        "recipe_path": str(file.path),
-        "script": script.told(),
-        "hyperparameters": {},
-        "world_size": nodes.world_size,
-        "nodes": nodes.nnodes,
-        "cpu": nodes.cpu,
-        "threads": threads_of(nodes),
-        "tracking": tracking,
-        **here_and_now(file.path),
-    }
+    return describe(
+        *(script, file.name, file.path),
+        world_size=nodes.world_size,
+        nodes=nodes.nnodes,
+        cpu=nodes.cpu,
+        threads=threads_of(nodes),
+        tracking=tracking,
+    )
 
 
 def launch(job: Launch) -> None:
