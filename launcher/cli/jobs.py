@@ -1,7 +1,10 @@
-"""The commands for runs on a cluster: status, logs, cancel, resubmit."""
+"""The commands for runs that go on, most on a cluster: status, watch, logs, cancel, resubmit."""
 
 import json
+import math
 import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +17,15 @@ from launcher.cli.slurm import sbatch_of, warn_if_stuck, with_sbatch_options
 from launcher.errors import BadInput
 from launcher.masks import clean_log
 from launcher.processes import shown
+from launcher.run.directory import RunDir
+from launcher.run.job import SlurmFolder
+from launcher.run.listing import find_runs, summary
 from launcher.slurm import control
 from launcher.slurm.status import NoAnswer, Status, find, statuses
 from launcher.slurm.status import status as status_of
 
+_ASK_AGAIN_S = 30.0  # between two questions to SLURM
+_FIRST_S = 5.0  # that the first page waits for an answer
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 _WHICH = click.argument("which", nargs=-1, metavar="[RUN_DIR|JOB]...")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -49,6 +57,70 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
         say(", ".join(f"{count} {state}" for state, count in counts.most_common()))
     if not rows:
         say("no submitted runs below ./runs")
+
+
+@click.command()
+@click.argument("which", nargs=-1, metavar="[RUN_DIR|JOB]...")
+def watch(which: tuple[str, ...]) -> None:
+    """Show runs as they go on: progress, curves, speed, ranks, GPUs, last lines.
+
+    Those below ./runs that are alive, else the newest one; or the given ones. Ends with q or
+    Ctrl-C. Without a terminal the page is printed once.
+    """
+    from launcher.report.live import show  # noqa: PLC0415  # rich, only here
+    from launcher.report.watch import Curves, page  # noqa: PLC0415
+
+    paths = _watched(which)
+    runs = [(path, Curves(RunDir(path).metrics)) for path in paths]
+    jobs = _Asking(paths)
+    show(lambda width, height: page(runs, jobs.answer(), width, height))
+
+
+def _watched(which: tuple[str, ...]) -> list[Path]:
+    """Return the runs that are meant; raises RunDirError for what is none."""
+    if which:
+        named = [
+            [Path(one)] if RunDir(Path(one)).config.is_file() else find([one]) for one in which
+        ]
+        return [path.absolute() for paths in named for path in paths]
+    found = [summary(path) for path in find_runs(Path("runs"))] if Path("runs").is_dir() else []
+    alive = [run for run in found if run.state == "running"]
+    shown_runs = alive or sorted(found, key=lambda run: run.created)[-1:]
+    if not shown_runs:
+        raise BadInput("there are no runs below ./runs", hint="name the folder of a run")
+    return [run.path.absolute() for run in shown_runs]
+
+
+class _Asking:
+    """Asks SLURM for jobs of runs, every so often, while the page goes on."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = [path for path in paths if SlurmFolder(path / "slurm").exists()]
+        self._found: dict[Path, str] = {}
+        self._asked = -math.inf
+        self._thread: threading.Thread | None = None
+
+    def answer(self) -> dict[Path, str]:
+        """Return the newest answers; waits for the first."""
+        if self._paths and time.monotonic() - self._asked > _ASK_AGAIN_S:
+            first, self._asked = self._thread is None, time.monotonic()
+            self._thread = threading.Thread(target=self._ask, daemon=True)
+            self._thread.start()
+            if first:
+                self._thread.join(_FIRST_S)
+        return self._found
+
+    def _ask(self) -> None:
+        try:
+            rows = statuses(self._paths)
+        except NoAnswer:
+            rows = [status_of(path, None) for path in self._paths]
+        self._found = {
+            Path(row.run_dir): " ".join(
+                filter(None, (row.job, (row.slurm or row.state).lower(), row.nodes, row.reason))
+            )
+            for row in rows
+        }
 
 
 def _line(row: Status, width: int) -> str:

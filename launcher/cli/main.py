@@ -33,6 +33,7 @@ COMMANDS = {
         "jobs",
         "Show how submitted runs are: those below ./runs, or the given ones.",
     ),
+    "watch": ("jobs", "Show runs as they go on: progress, curves, speed, ranks, GPUs, last lines."),
     "logs": ("jobs", "Print the newest batch log of RUN_DIR, or the log of one rank."),
     "cancel": (
         "jobs",
@@ -72,7 +73,7 @@ PAGES = {
     **dict.fromkeys(("resume", "test", "checkpoints"), "resume"),
     **dict.fromkeys(("submit", "status", "logs", "cancel", "resubmit", "doctor"), "cluster"),
     **dict.fromkeys(("sync", "sweep"), "tracking"),
-    **dict.fromkeys(("runs", "diff", "report"), "run-directory"),
+    **dict.fromkeys(("runs", "watch", "diff", "report"), "run-directory"),
 }
 # What the launcher itself calls, in job scripts.
 HIDDEN = {"job": "slurm"}

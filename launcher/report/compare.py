@@ -18,7 +18,7 @@ from launcher.run.directory import RunDir, read_config
 from launcher.run.listing import rows_of
 
 # What says how fast a run was, and when: no two runs are alike in it.
-_OF_TIME = {"time", "samples_per_second", "step_time", "data_wait", "gpu_memory"}
+_OF_TIME = {"time", "samples_per_second", "step_time", "data_wait", "gpu_memory", "eta_seconds"}
 _KEY = ("split", "step")
 _OF_MACHINES = {
     "processes": "world_size",

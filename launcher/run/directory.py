@@ -14,9 +14,9 @@ from launcher.masks import masked
 from launcher.run.told import Told, is_script
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
-_OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.log)")
+_OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.json|\.log)")
 _OF_A_PROCESS = re.compile(
-    r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.log)"
+    r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.json|\.log)"
 )
 # What a config.json says, where it says it.
 _KINDS = {
@@ -137,6 +137,10 @@ class RunDir:
     def node_mark(self, node_rank: int) -> Path:
         """How far one node of a job came in a start (see `launcher.run.node_marks`)."""
         return self.logs / f"node-{node_rank}-mark.txt"
+
+    def node_note(self, node_rank: int) -> Path:
+        """Where one node's ranks are and what its GPUs do, for `launcher watch`."""
+        return self.logs / f"node-{node_rank}.json"
 
     def node_error(self, node_rank: int) -> Path:
         """What was wrong with one node, where no rank was the cause."""

@@ -43,6 +43,8 @@ _PAGE = {
     "step_time": "speed/step_time",
     "data_wait": "speed/data_wait",
     "gpu_memory": "speed/gpu_memory",
+    "steps_in_all": "trainer/steps_in_all",
+    "eta_seconds": "speed/eta_seconds",
 }
 _RECORDED = ("recipe", "world_size", "nodes", "cpu", "versions", "git", "snapshot", "host")
 _PROJECT_LENGTH = 128  # W&B takes no longer name

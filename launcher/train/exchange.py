@@ -97,6 +97,7 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
     """
     context, times, measured = run.context, run.times, run.measured
     mean_s = max(elapsed_s / context.world_size, 1e-9)
+    so_far_s, left = time.perf_counter() - run.began, run.length - run.progress.step
     rates = {name: float(rate) for name, rate in measured.learning_rates.items()}
     norm, on_gpu = measured.gradient_norm, context.device.type == "cuda"
     return Report(
@@ -114,5 +115,7 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
         step_time=mean_s / max(times.steps, 1),
         data_wait=data_s / max(elapsed_s, 1e-9),
         gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
+        steps_in_all=run.length,
+        eta_seconds=so_far_s / run.progress.step * left,
         metrics=metrics_of(run, totals),
     )

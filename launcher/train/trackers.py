@@ -37,6 +37,8 @@ class Report:
     step_time: float | None = None  # seconds, mean since the last report
     data_wait: float | None = None  # share of that time that a rank waited for data
     gpu_memory: int | None = None  # bytes, the most that rank 0 has allocated
+    steps_in_all: int | None = None  # of the run
+    eta_seconds: float | None = None  # what is left may take, with its tests, as it went so far
     metrics: Mapping[str, float] = field(default_factory=dict)  # the recipe's own, by name
 
     def row(self) -> dict[str, Any]:

@@ -96,6 +96,8 @@ def test_a_report_is_a_line_of_json_as_soon_as_it_is_made(tmp_path: Path) -> Non
             "step_time": 0.1,
             "data_wait": 0.25,
             "gpu_memory": None,
+            "steps_in_all": None,
+            "eta_seconds": None,
         }
     ]
     file.progress(POSITION)
