@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from launcher.errors import (
 )
 from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
+from launcher.launch.notes import Noted
 from launcher.launch.supervise import HangWatch, Supervisor
 from launcher.launch.verdict import asked, verdict
 from launcher.masks import clean
@@ -277,7 +278,8 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     watch = HangWatch(marks, parameters["hang_timeout"], start_timeout, job.deserted)
     argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
     env = environment(nodes, os.environ)
-    code = supervisor.run(argv, env, run.agent(nodes.node_rank), watch)
+    with closing(Noted(watch, run.node_note(nodes.node_rank), marks, cpu=nodes.cpu)) as noted:
+        code = supervisor.run(argv, env, run.agent(nodes.node_rank), noted)
     shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)

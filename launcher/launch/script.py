@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from launcher.gpus import gpus
 from launcher.launch import launch as recipes
 from launcher.launch.ended import AskedAgain, alike, verdict
 from launcher.launch.launch import Launch, Nodes, go_on, steps_done, threads_of
+from launcher.launch.notes import Noted
 from launcher.launch.script_watch import Echo, ScriptWatch
 from launcher.launch.supervise import Supervisor
 from launcher.launch.verdict import asked
@@ -170,9 +171,11 @@ def _attempt(
     argv = [sys.executable, "-m", "launcher.node.start", "programs", str(run.path)]
     argv += [json.dumps(asdict(plan)), *script.command(start)]
     env = environment(job, told, script, start, os.environ)
-    watch = ScriptWatch(run, job.ranks, script, echo)
+    watch, note = ScriptWatch(run, job.ranks, script, echo), run.node_note(node_rank)
+    marks = {rank: run.mark(rank) for rank in job.ranks}
     stdin = None if plan.stdin else subprocess.DEVNULL
-    code = supervisor.run(argv, env, run.agent(node_rank), watch, stdin=stdin)
+    with closing(Noted(watch, note, marks, cpu=job.nodes.cpu)) as noted:
+        code = supervisor.run(argv, env, run.agent(node_rank), noted, stdin=stdin)
     if echo:
         echo.close()
     because = asked(run, supervisor.hang, stop=supervisor.requests > 0)

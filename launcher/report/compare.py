@@ -6,6 +6,7 @@ digits; where they part is the first thing to know of a change.
 
 import filecmp
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -19,7 +20,7 @@ from launcher.run.listing import rows_of
 
 # What says how fast a run was, and when: no two runs are alike in it.
 _OF_TIME = {"time", "samples_per_second", "step_time", "data_wait", "gpu_memory", "eta_seconds"}
-_KEY = ("split", "step")
+_KEY = ("split", "step", "line")
 _OF_MACHINES = {
     "processes": "world_size",
     "machines": "nodes",
@@ -77,7 +78,7 @@ def compare(a: RunDir, b: RunDir, tolerance: float) -> Comparison:
             ),
             hint="runs can be compared where both reported: `log_every` and `test_every` say when",
         )
-    found = [d for key in common for d in _differences(key, ours[key], theirs[key])]
+    found = [d for key in common for d in _differences(key[:2], ours[key], theirs[key])]
     return Comparison(
         reports=len(common),
         only=(len(ours) - len(common), len(theirs) - len(common)),
@@ -88,10 +89,16 @@ def compare(a: RunDir, b: RunDir, tolerance: float) -> Comparison:
     )
 
 
-def _reports(run: RunDir) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the reports of a run by split and step, in the order of steps."""
-    rows = [row for row in rows_of(run) if isinstance(row.get("step"), int)]
-    return {(str(row.get("split")), row["step"]): row for row in rows}
+def _reports(run: RunDir) -> dict[tuple[str, int, int], dict[str, Any]]:
+    """Return the reports of a run by split, step, and which of those it is, as they came."""
+    found: dict[tuple[str, int, int], dict[str, Any]] = {}
+    counts: Counter[tuple[str, int]] = Counter()
+    for row in rows_of(run):
+        if isinstance(row.get("step"), int):
+            place = (str(row.get("split")), row["step"])
+            found[*place, counts[place]] = row
+            counts[place] += 1
+    return found
 
 
 def _differences(
