@@ -109,6 +109,20 @@ def many_runs(
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
+def forked_runs(
+    folder: Path, cases: Sequence[Mapping[str, Any]], *, timeout_s: float = 280
+) -> None:
+    """Train cases one after the other, each in `processes` that are forked from a warm one.
+
+    As for `many_runs`; all processes of one that has `kill_at`, a training pass, are killed there.
+    """
+    listed = folder / "cases.json"
+    listed.write_text(json.dumps(list(cases)))
+    script = [sys.executable, str(PROJECT / "tests" / "forked_runs.py"), str(listed), str(folder)]
+    done = command(*script, cwd=folder, timeout_s=timeout_s, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
 @contextmanager
 def started(
     *words: object, cwd: Path, env: Mapping[str, str] | None = None

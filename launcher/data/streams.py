@@ -12,6 +12,7 @@ from launcher.data.sampler import ShardIndices, ShardSampler
 from launcher.errors import DataError, RecipeError
 
 _LOOKED_AT = 1000  # steps whose shards are counted ahead
+_NOTHING = object()
 
 
 class Stream:
@@ -243,7 +244,7 @@ class _Lane:
             self.done = done - since  # from there on it is read again
 
     def next(self) -> Any:
-        """Return the next sample; raises DataError where there is none."""
+        """Return the next sample; raises DataError where there is none, or more than there are."""
         sizes = self._stream.sizes
         while True:
             self._iterator = self._iterator or self._opened()
@@ -251,17 +252,30 @@ class _Lane:
                 sample = next(self._iterator)
             except StopIteration:
                 if sizes is not None or not self._since:
-                    said = f", and `sizes` says {sizes[self._lane]}" if sizes is not None else ""
-                    raise DataError(
-                        f"lane {self._lane} of {self._stream.lanes} ended after {self._since} "
-                        f"samples{said}",
-                        hint="count the samples of each lane, or give no sizes",
-                    ) from None
+                    raise self._other_size(f"ended after {self._since} samples") from None
                 self._iterator, self._since = None, 0
             else:
                 self.done += 1
                 self._since += 1
+                if sizes is not None and self.done == sizes[self._lane]:
+                    self._end()
                 return sample
+
+    def _end(self) -> None:
+        """Raise DataError where the lane goes on behind its last sample."""
+        assert self._iterator
+        after = next(self._iterator, _NOTHING)
+        self._iterator = None
+        if after is not _NOTHING:
+            raise self._other_size(f"goes on after {self._since} samples")
+
+    def _other_size(self, what: str) -> DataError:
+        sizes = self._stream.sizes
+        said = f", and `sizes` says {sizes[self._lane]}" if sizes is not None else ""
+        return DataError(
+            f"lane {self._lane} of {self._stream.lanes} {what}{said}",
+            hint="count the samples of each lane, or give no sizes",
+        )
 
     def position(self) -> Position:
         """Return how far it has been read."""

@@ -12,13 +12,19 @@ from launcher.errors import TrainingFailed
 from launcher.files import sync
 
 
-class NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+class NoCollectives(TorchDispatchMode):
     """Raises TrainingFailed where something inside would talk to other ranks."""
+
+    def __init__(self, method: str) -> None:
+        """`method` is the recipe's, which runs inside."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self._method = method
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "c10d" in func.namespace:
             raise TrainingFailed(
-                f"`after_test` talks to other processes ({func.__name__}), and runs on one alone",
+                f"`{self._method}` talks to other processes ({func.__name__}), and runs on one "
+                "alone",
                 hint="what all processes know is summed up in `test_step`, or kept there",
             )
         return func(*args, **(kwargs or {}))

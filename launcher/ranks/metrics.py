@@ -13,6 +13,7 @@ from launcher.recipe.base import StepSums
 from launcher.recipe.totals import Totals
 
 _MOST_ASIDE = 1000
+_MOST_IN_SHARES = 1 << 20  # numbers, of all ranks
 
 
 class Sums:
@@ -43,8 +44,23 @@ class Sums:
         self._samples = self._left_out = 0
         self._has_accuracy = True
 
-    def restore(self, totals: Totals, *, mine: bool) -> None:
-        """Go on from sums over all ranks; one rank takes them as its own, the others none."""
+    def shares(self, context: Context) -> Tensor | None:
+        """Return what each rank has of count and named sums, None where that is much; collective.
+
+        (ranks, numbers), on the host. Numbers that are not whole add up to others, by their last
+        bits, in another order: so ranks go on from their own.
+        """
+        count = torch.as_tensor(self._count, dtype=torch.float64, device=self._losses.device)
+        own = torch.cat([count.reshape(1), self.named.flat()])
+        if len(own) * context.world_size > _MOST_IN_SHARES:
+            return None
+        table = own.new_zeros(context.world_size, len(own))
+        table[context.rank] = own
+        return context.reduce(table).cpu()
+
+    def restore(self, totals: Totals, *, rank: int, world_size: int) -> None:
+        """Go on from sums over all ranks: each from its share; of other ranks rank 0 has all."""
+        mine = rank == 0
         self.reset()
         self._step = len(totals.losses)
         # Room for a window that was longer: `log_every` may have been changed.
@@ -55,6 +71,10 @@ class Sums:
             self._count, self._samples = totals.count, totals.samples
             self._correct.fill_(totals.correct or 0)
         self.named.restore(totals.sums, mine=mine)
+        if totals.shares is not None and len(totals.shares) == world_size:
+            share = totals.shares[rank]
+            self._count = float(share[0])
+            self.named.fill(share[1:])
 
     def add(self, sums: StepSums) -> None:
         """Add a micro-batch of the current step."""

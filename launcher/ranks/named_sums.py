@@ -70,6 +70,17 @@ class NamedSums:
             for name, value in sums.items() if mine else ():
                 self._sums[name].copy_(value)
 
+    def flat(self) -> Tensor:
+        """Return this rank's, (numbers of all names,), float64."""
+        own = [total.reshape(-1) for total in self._sums.values()]
+        return torch.cat([torch.zeros(0, dtype=torch.float64, device=self._device), *own])
+
+    def fill(self, flat: Tensor) -> None:
+        """Take what `flat` has returned once, of the names that there are."""
+        parts = torch.split(flat, [total.numel() for total in self._sums.values()])
+        for total, part in zip(self._sums.values(), parts, strict=True):
+            total.copy_(part.reshape(total.shape))
+
     def reduced(self, context: Context) -> dict[str, Tensor]:
         """Return the sums over all ranks, on the host; collective, and this rank's stay.
 
@@ -79,8 +90,7 @@ class NamedSums:
             self._tell(context)
         if not self._shapes:
             return {}
-        flat = torch.cat([total.reshape(-1) for total in self._sums.values()])
-        whole = context.reduce(flat).cpu()  # (numbers of all names,)
+        whole = context.reduce(self.flat()).cpu()
         parts = torch.split(whole, [total.numel() for total in self._sums.values()])
         return {
             name: part.reshape(shape)

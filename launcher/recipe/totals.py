@@ -25,11 +25,14 @@ class Totals:
     left_out: int = 0  # labels that a mean has left out although nobody said so
     sums: "Mapping[str, Tensor]" = field(default_factory=dict)
     turns: Sequence[str] = ()  # names of optimizers, each with a loss of its own
+    shares: "Tensor | None" = None  # (ranks, numbers), in checkpoints: count and sums of each rank
 
     @property
     def loss(self) -> float:
         """Mean loss; in turns the sum of theirs."""
-        return sum(self.of_turns().values()) if self.turns else self.summed / (self.count or 1)
+        if self.turns:
+            return sum(self._of_turn("loss", name) for name in self.turns)
+        return self.summed / (self.count or 1)
 
     @property
     def summed(self) -> float:
@@ -37,12 +40,13 @@ class Totals:
         return self.loss * self.count if self.turns else sum(self.losses)
 
     def of_turns(self) -> dict[str, float]:
-        """Return the mean loss of each turn, as `loss_NAME`."""
-        counts = {name: float(self.sums[f"count_{name}"]) for name in self.turns}
-        return {
-            f"loss_{name}": float(self.sums[f"loss_{name}"]) / (count or 1)
-            for name, count in counts.items()
-        }
+        """Return `loss_NAME` of each turn, a mean, and `accuracy_NAME` of those that have one."""
+        found = {f"loss_{name}": self._of_turn("loss", name) for name in self.turns}
+        counted = [name for name in self.turns if f"correct_{name}" in self.sums]
+        return found | {f"accuracy_{name}": self._of_turn("correct", name) for name in counted}
+
+    def _of_turn(self, what: str, name: str) -> float:
+        return float(self.sums[f"{what}_{name}"]) / (float(self.sums[f"count_{name}"]) or 1)
 
     @property
     def accuracy(self) -> float | None:

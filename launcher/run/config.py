@@ -32,7 +32,8 @@ def describe(
     """Return the contents of config.json, for `nproc` processes on each of `nnodes` machines.
 
     `threads` are those of each process; None: not known yet. `tracking` is what
-    `wandb_run.tracking` made; None: no tracking. `init_from` is a file of weights to start from.
+    `launcher.run.wandb.tracking` made; None: no tracking. `init_from` is a file of weights to start
+    from.
     """
     began_with = {"init_from": str(init_from)} if init_from else {}
     return began_with | {

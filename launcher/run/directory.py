@@ -119,7 +119,7 @@ class RunDir:
         return self.logs / f"rank-{rank}.json"
 
     def mark(self, rank: int) -> Path:
-        """How far a rank is (see `launcher.progress`)."""
+        """How far a rank is (see `launcher.run.mark`)."""
         return self.logs / f"rank-{rank}.mark"
 
     def trace(self, rank: int) -> Path:

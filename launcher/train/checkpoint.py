@@ -168,7 +168,8 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
         training.progress.tested = state["progress"].get("tested", training.progress.step)
     at = training.progress.epoch, training.progress.steps_into_epoch
     training.train_loader.resume(*at, state.get("lanes", {}))
-    training.sums.restore(Totals(**state["window"]), mine=training.context.rank == 0)
+    rank, world_size = training.context.rank, training.context.world_size
+    training.sums.restore(Totals(**state["window"]), rank=rank, world_size=world_size)
     return int(state["rows"])
 
 

@@ -1,6 +1,7 @@
 """What ranks tell each other between steps: sums for reports, stops, and that they are alike."""
 
 import time
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -69,7 +70,7 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
             if run.train_loader.lanes is not None:
                 everyones = run.context.gather(run.train_loader.lanes)
                 run.lanes = {lane: at for lanes in everyones for lane, at in lanes.items()}
-            saver.save(run, window)
+            saver.save(run, replace(window, shares=run.sums.shares(run.context)))
 
 
 def _summed(run: Training, words: list[float], *, whole: bool) -> tuple[Totals, list[float]]:

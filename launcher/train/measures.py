@@ -1,9 +1,12 @@
 """The metrics of a recipe: what it makes of sums over all ranks; and which test is the best."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from launcher.errors import RecipeError, TrainingFailed, did_you_mean
+from launcher.errors import LauncherError, RecipeError, TrainingFailed, did_you_mean
+from launcher.masks import clean
+from launcher.ranks.alone import NoCollectives
 from launcher.ranks.kept import Rows
 from launcher.recipe.base import is_base
 from launcher.recipe.totals import Totals
@@ -31,18 +34,50 @@ def metrics_of_test(run: Training, totals: Totals, rows: Rows) -> dict[str, floa
     machines are. Raises as `metrics_of` does, and PeerFailed where rank 0 raises.
     """
     found = metrics_of(run, totals)
-    recipe, begun = run.recipe, run.progress.step > 1
-    if is_base(recipe, "test_metrics"):
+    if is_base(run.recipe, "test_metrics"):
         return run.context.from_first(lambda: found, "`metrics`") if found else found
+    made = partial(_with_rows, run, totals, rows, found)
+    return run.context.from_first(made, "`test_metrics`")
 
-    def make() -> dict[str, float]:
-        more = numbers(recipe.test_metrics(totals, rows), "test_metrics", begun=begun)
-        if twice := found.keys() & more.keys():
-            kind = TrainingFailed if begun else RecipeError
-            raise kind(f"`{min(twice)}` comes from `metrics` and from `test_metrics`")
-        return found | more
+
+def metrics_of_batch(run: Training, totals: Totals, rows: Rows) -> tuple[dict[str, float], bool]:
+    """Return the metrics of a first test batch, and whether a test has no others; collective.
+
+    `test_metrics` may fail of a few rows alone: that is said, and it may have others. Raises
+    RecipeError for what are no metrics on any rows.
+    """
+    found = metrics_of(run, totals)
+    if is_base(run.recipe, "test_metrics"):
+        return found, True
+    size = run.test_loader.sampler.size if run.test_loader else 0
+
+    def make() -> tuple[dict[str, float], bool]:
+        try:
+            return _with_rows(run, totals, rows, found), True
+        except LauncherError:
+            raise
+        except Exception as error:
+            if totals.samples == size:
+                raise
+            words = f"`test_metrics` fails on the first {totals.samples} of {size} test samples"
+            print(f"WARNING: {words}: {clean(f'{type(error).__name__}: {error}')}", flush=True)
+            return found, False
 
     return run.context.from_first(make, "`test_metrics`")
+
+
+def _with_rows(
+    run: Training, totals: Totals, rows: Rows, found: dict[str, float]
+) -> dict[str, float]:
+    """Return metrics with those that `test_metrics` makes; raises as `metrics_of` does."""
+    begun = run.progress.step > 1
+    with NoCollectives("test_metrics"):
+        made = run.recipe.test_metrics(totals, rows)
+    more = numbers(made, "test_metrics", begun=begun)
+    if twice := found.keys() & more.keys():
+        kind = TrainingFailed if begun else RecipeError
+        raise kind(f"`{min(twice)}` comes from `metrics` and from `test_metrics`")
+    return found | more
 
 
 def keeps_rows(run: Training) -> bool:

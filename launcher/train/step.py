@@ -15,7 +15,7 @@ from launcher.ranks.context import unwrapped
 from launcher.ranks.gathering import HERE
 from launcher.ranks.gradients import average_gradients
 from launcher.recipe.base import StepSums
-from launcher.train.training import Training
+from launcher.train.training import Measured, Training
 
 
 def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
@@ -46,11 +46,10 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
         _refuse_unused(run)
     if not run.samples_count:
         divide_by_count(run, shard.size, count, run.parameters)
-    if measure:
-        _measure(run)
-    if run.recipe.clip_norm is not None:  # gradients are those of the global batch on every rank
-        norm = gradient_norm(run.parameters)
-        torch.nn.utils.clip_grads_with_norm_(run.parameters, run.recipe.clip_norm, norm)
+    # From here on gradients are those of the global batch, on every rank.
+    norm = clipped(run, run.parameters, measure=measure)
+    if measure:  # all ranks have it alike, and nothing waits for it
+        run.measured = Measured(run.optimizers.rates(), norm)
     run.optimizers.step()
     run.optimizers.zero_grad()
     end_step(run)
@@ -132,10 +131,18 @@ def divide_by_count(
         torch._foreach_mul_(several, factor.to(dtype).squeeze())
 
 
-def _measure(run: Training) -> None:
-    """Note learning rates and gradient norm, which all ranks have alike; nothing waits for them."""
-    run.measured.learning_rates = run.optimizers.rates()
-    run.measured.gradient_norm = gradient_norm(run.parameters)
+def clipped(run: Training, parameters: Sequence[Tensor], *, measure: bool) -> Tensor | None:
+    """Shorten gradients as the recipe asks for; returns the norm that they had, where anybody asks.
+
+    It is (), on the device.
+    """
+    clip_norm = run.recipe.clip_norm
+    if clip_norm is None and not measure:
+        return None
+    norm = gradient_norm(parameters)
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm
 
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,6 @@
 """A test: every sample of the test set once, and all that follows from it, as one event."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from launcher.train.checkpoint import Saver
 from launcher.train.exchange import checkpoint, exchange
 from launcher.train.measures import (
     keeps_rows,
-    metrics_of,
+    metrics_of_batch,
     metrics_of_test,
     note_best,
     refuse_unknown,
@@ -102,7 +103,7 @@ def _after_test(run: Training, report: Report) -> None:
     """Fill RUN_DIR/after_test/step-N anew, in the way of the recipe; on rank 0."""
     assert run.folder
     place = run.folder / "after_test" / f"step-{report.step}"
-    with run.testing() as model, replaced(place) as folder, NoCollectives():  # type: ignore[no-untyped-call]  # torch's own
+    with run.testing() as model, replaced(place) as folder, NoCollectives("after_test"):
         seed_test(run.recipe.seed, 0, run.context.rank)
         run.recipe.after_test(model, report, folder)
 
@@ -111,34 +112,64 @@ def _after_test(run: Training, report: Report) -> None:
 def test_loop(run: Training, saver: Saver | None) -> Tested:
     """Test on every sample of the test set exactly once; collective.
 
-    The model is not in DDP here: ranks may have different numbers of samples, and none waits.
     Raises Stopped on all ranks, as `train_loop` does, and RecipeError without test data.
     """
     if run.test_loader is None:
         raise RecipeError("the recipe has no `test_data`", hint="write the method `test_data`")
     run.context.share_buffers(unwrapped(run.model))
-    sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
-    sampler = run.test_loader.sampler
-    sampler.seek(0)
     run.pulse.start()  # a test batch takes another time than a step
-    run.loss_watch.look(test=True)
-    HERE.used = False
-    with run.testing() as model:
-        for number, shard in enumerate(islice(run.test_loader, run.most_steps)):
-            run.marker.tick()
-            _test_batch(run, model, shard, number, (sums, kept))
-            if run.pulse.due():
-                exchange(run, saver, report=False)
-    sums.end_step(0)
-    totals = sums.whole(run.context.reduce(sums.vector()).tolist(), run.context)
-    refuse_left_out(totals.left_out, run.progress.step)
+
+    def answer() -> None:
+        if run.pulse.due():
+            exchange(run, saver, report=False)
+
+    totals, rows = _pass(run, run.most_steps, answer)
     check_finite(totals, run.progress.step, run.progress.epoch, "the test loss after")
-    if run.most_steps is None and totals.samples != sampler.size:
-        raise AssertionError(f"tested {totals.samples} of {sampler.size} samples")
-    rows = kept.gathered(run.context) if kept else {}
+    size = run.test_loader.sampler.size
+    if run.most_steps is None and totals.samples != size:
+        raise AssertionError(f"tested {totals.samples} of {size} samples")
     if rows and run.folder and run.progress.best is None:  # the first time
         print(f"kept of {totals.samples} test samples: {size_of(rows) / 1e6:.1f} MB", flush=True)
     return Tested(totals, metrics_of_test(run, totals, rows), rows)
+
+
+@torch.no_grad()
+def sanity_test(run: Training) -> None:
+    """Put one test batch through what a test does, before the first step; collective.
+
+    What a test would trip over after an hour is known in a second, and no number depends on it.
+    """
+    if run.test_loader is None:
+        return
+    with undisturbed_buffers(unwrapped(run.model)):
+        totals, rows = _pass(run, 1, lambda: None)
+    metrics, no_others = metrics_of_batch(run, totals, rows)
+    test = {**totals.numbers(), **metrics}
+    _refuse_other_mode(run, test)
+    if no_others:
+        refuse_unknown(test, run.recipe.best_by, begun=False)
+
+
+def _pass(run: Training, batches: int | None, after: Callable[[], None]) -> tuple[Totals, Rows]:
+    """Put the first test batches, all for None, through `test_step`; collective.
+
+    Returns their sums and, on rank 0, rows that are kept. `after` is called after each of them. The
+    model is not in DDP here: ranks may have different numbers of samples, and none waits.
+    """
+    assert run.test_loader
+    sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
+    run.test_loader.sampler.seek(0)
+    run.loss_watch.look(test=True)
+    HERE.used = False
+    with run.testing() as model:
+        for number, shard in enumerate(islice(run.test_loader, batches)):
+            run.marker.tick()
+            _test_batch(run, model, shard, number, (sums, kept))
+            after()
+    sums.end_step(0)
+    totals = sums.whole(run.context.reduce(sums.vector()).tolist(), run.context)
+    refuse_left_out(totals.left_out, run.progress.step)
+    return totals, kept.gathered(run.context) if kept else {}
 
 
 def _test_batch(
@@ -161,27 +192,3 @@ def _test_batch(
     sums.end_batch(shard.own, left_out(run, shard))
     if kept and shard.own and run.test_loader:
         kept.end_batch(run.test_loader.sampler.places(number).tolist())
-
-
-@torch.no_grad()
-def sanity_test(run: Training) -> None:
-    """Put one test batch through `test_step` and `metrics`, before the first step; collective.
-
-    What a test would trip over after an hour is known in a second, and no number depends on it.
-    """
-    if run.test_loader is None:
-        return
-    sums, kept = Sums(1, run.context.device), Kept() if keeps_rows(run) else None
-    run.test_loader.sampler.seek(0)
-    run.loss_watch.look(test=True)
-    HERE.used = False
-    with run.testing() as model, undisturbed_buffers(model):
-        for shard in islice(run.test_loader, 1):
-            _test_batch(run, model, shard, 0, (sums, kept))
-    sums.end_step(0)
-    totals = sums.whole(run.context.reduce(sums.vector()).tolist(), run.context)
-    refuse_left_out(totals.left_out, run.progress.step)
-    metrics = metrics_of(run, totals)
-    _refuse_other_mode(run, totals.numbers())
-    if is_base(run.recipe, "test_metrics"):  # else the name may be one of its own
-        refuse_unknown({**totals.numbers(), **metrics}, run.recipe.best_by, begun=False)

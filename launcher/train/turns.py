@@ -21,14 +21,16 @@ from launcher.ranks.gradients import average_gradients
 from launcher.recipe.base import StepSums
 from launcher.train.step import (
     backward,
+    clipped,
     divide_by_count,
     end_step,
     expect_sums,
-    gradient_norm,
 )
-from launcher.train.training import Training
+from launcher.train.training import Measured, Training
 
 Turn = tuple[str, StepSums]
+
+_OF_TURNS = ("loss", "count", "correct")  # of which each has a sum of its own
 
 
 def take_turns(run: Training, shard: Shard, *, measure: bool = False) -> None:
@@ -41,18 +43,18 @@ def take_turns(run: Training, shard: Shard, *, measure: bool = False) -> None:
     run.context.share_buffers(model)  # as DDP does
     started = [_started(run, model, batch) for batch in shard.micro_batches]
     norms: list[Tensor] = []
-    if measure:
-        run.measured.learning_rates = run.optimizers.rates()
+    rates = run.optimizers.rates() if measure else {}
     while turns := _passes(run, shard, started, len(taken)):
         taken.append(turns)
-        norms.append(_step(run, shard, turns))
+        norm = _step(run, shard, turns, measure=measure)
+        norms += [] if norm is None else [norm]
     if run.progress.step == 0:
         _refuse_idle(run, {turns[0][0] for turns in taken})
     for micro_batch in zip(*taken, strict=True) if shard.own else ():
         run.sums.add(_together(micro_batch, run.context.device))
     run.sums.end_step(shard.own)
     if measure:
-        run.measured.gradient_norm = torch.nn.utils.get_total_norm(norms)
+        run.measured = Measured(rates, torch.nn.utils.get_total_norm(norms))
     end_step(run)
 
 
@@ -93,16 +95,17 @@ def _checked(run: Training, made: Any) -> Turn:
             hint=f"`yield name, StepSums(…)`; there are the optimizers {names}",
         )
     name, sums = str(made[0]), expect_sums(made[1], "train_step")
-    if sums.correct is not None or {f"loss_{name}", f"count_{name}"}.intersection(sums.sums):
+    own = {f"{of}_{each}" for of in _OF_TURNS for each in run.optimizers.named}
+    if taken := own.intersection(sums.sums):
         raise RecipeError(
-            f"the turn `{name}` gives `correct`, or a sum called `loss_{name}` or `count_{name}`",
-            hint="in turns, give sums of other names and write `metrics`",
+            f"the turn `{name}` gives a sum called `{min(taken)}`, and turns have one of their own",
+            hint="give it another name",
         )
     return name, sums
 
 
-def _step(run: Training, shard: Shard, turns: list[Turn]) -> Tensor:
-    """Step the optimizer whose turn it is; returns the norm of its gradient, (); collective."""
+def _step(run: Training, shard: Shard, turns: list[Turn], *, measure: bool) -> Tensor | None:
+    """Step the optimizer whose turn it is; collective. Returns what `clipped` does."""
     name = turns[0][0]
     named = run.optimizers.parameters_of(name, run.parameters)
     average_gradients(named, run.context)
@@ -116,9 +119,7 @@ def _step(run: Training, shard: Shard, turns: list[Turn]) -> Tensor:
             )
     count = sum((sums.count for _, sums in turns if shard.own), 0)
     divide_by_count(run, shard.size, count, named)
-    norm = gradient_norm(named)
-    if run.recipe.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(named, run.recipe.clip_norm, norm)
+    norm = clipped(run, named, measure=measure)
     run.optimizers.named[name].step()
     run.optimizers.zero_grad()  # what other parts of the model got as gradient is not kept
     return norm
@@ -149,6 +150,8 @@ def _together(turns: tuple[Turn, ...], device: torch.device) -> StepSums:
         if not isinstance(count, Tensor):  # filled there: a copy would wait for the device
             count = torch.full((), float(count), dtype=torch.float64, device=device)
         add(f"count_{name}", count.double())
+        if sums.correct is not None:
+            add(f"correct_{name}", sums.correct.detach().double())
         for other, value in sums.sums.items():
             add(other, value.detach())
     return StepSums(loss, turns[0][1].count, sums=named)

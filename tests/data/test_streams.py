@@ -186,6 +186,10 @@ def test_a_sample_that_cannot_be_read_is_named_by_its_lane(workers: int) -> None
             "lane 0 of 2 ended after 4 samples, and `sizes` says 9",
         ),
         (
+            lambda: steps(world_of(Stream(numbers, 2, [4, 4]), 2)),
+            "lane 1 of 2 goes on after 4 samples, and `sizes` says 4",
+        ),
+        (
             lambda: steps(world_of(Stream(lambda *_: iter([]), 2), 1)),
             "lane 0 of 2 ended after 0 samples",
         ),

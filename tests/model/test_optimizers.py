@@ -140,6 +140,8 @@ def test_each_turn_tells_its_own_loss_and_their_sum(several: Path) -> None:
         assert row["loss"] == pytest.approx(row["loss_d"] + row["loss_g"])
         assert 0 < row["judged_right"] < 1
         assert row["accuracy"] is None
+        assert 0 < row["accuracy_d"] < 2 * row["judged_right"]  # of the real ones
+        assert "accuracy_g" not in row
     assert [*rows[0]["learning_rates"]] == ["d", "g"]
     assert rows[-1]["learning_rates"]["g"] < 0.02 == 2 * rows[-1]["learning_rates"]["d"]
 

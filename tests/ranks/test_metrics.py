@@ -60,7 +60,7 @@ def test_no_graph_is_kept() -> None:
 def test_restored_sums_go_on() -> None:
     sums = Sums(2, CPU)
     sums.add(StepSums(torch.tensor(5.0), 5, torch.tensor(1)))  # forgotten
-    sums.restore(Totals([1.0, 2.0], 10, 4, 10), mine=True)
+    sums.restore(Totals([1.0, 2.0], 10, 4, 10), rank=0, world_size=1)
     sums.add(StepSums(torch.tensor(3.0), 5, torch.tensor(2)))
     sums.end_step(5)
     assert totals(sums) == Totals([1.0, 2.0, 3.0], 15, 6, 15)

@@ -60,9 +60,10 @@ class Turns(Recipe):
         model.calls += 1
         for _ in range(self.critics):
             fake = dropout(model.g(noise), self.dropout).detach()
-            right = (model.d(real) > 0).sum() + (model.d(fake) < 0).sum()
+            real_right = (model.d(real) > 0).sum()
+            right = real_right + (model.d(fake) < 0).sum()
             loss = judged(model, real, 1) + judged(model, fake, 0)
-            yield "d", StepSums(loss, len(real), sums={"right": right})
+            yield "d", StepSums(loss, len(real), real_right, sums={"right": right})
         # As a mean over more than samples: over the weight that each has.
         weights = noise[:, :1].abs()
         yield "g", StepSums(judged(model, model.g(noise), 1, weights), weights.sum())
