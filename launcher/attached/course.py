@@ -160,7 +160,11 @@ class Course:
         self.ending.stop(why)
 
     def complete(self) -> None:
-        """Note that the run has come to its end; what comes now is not watched."""
+        """Note that the run has come to its end, on all ranks; collective.
+
+        What comes now is not watched.
+        """
+        self.agreement.any("leave", self.done, mine=False)
         self.ending.complete()
         self._waits.enter_context(self.marker.waiting())
 
