@@ -68,7 +68,7 @@ class Reports:
                 f"`run.log({step})` after `run.log({self._last})`: steps are logged in order",
                 hint="the first argument is the step of the run, over all its starts",
             )
-        if step <= self._before:
+        if step <= self._before or not row:
             return
         self._last = step
         words = ", ".join(f"{name}: {_words(value)}" for name, value in row.items())

@@ -33,7 +33,7 @@ from launcher.run import lock, mark
 from launcher.run.directory import RunDir, write_bytes
 from launcher.run.record import write_result
 from launcher.run.wandb import Ending
-from launcher.tracking.mirror import PATIENCE_S, Mirror
+from launcher.tracking.mirror import PATIENCE_S, LateMirror, Mirror
 
 _ID = "PET_RDZV_ID"  # environment variable: the rendezvous id, of torchrun's own
 _HASTE_S = 3.0  # for W&B, when the user wants out at once
@@ -211,7 +211,7 @@ def launch(job: Launch) -> None:
         if error and job.run.config.exists() and not job.managed:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
         if mirror:
-            mirror.close(_ending(error), _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
+            close(mirror, error)
         if isinstance(error, BadInput) and job.made is not None:
             job.spec.remove(job.made)  # where nothing was trained, nothing is left
         if isinstance(error, BadInput) and job.nodes.node_rank == 0:
@@ -238,13 +238,12 @@ def _put_back(before: Mapping[Path, bytes | None]) -> None:
             write_bytes(path, content)
 
 
-def _ending(error: LauncherError | None) -> Ending | None:
-    """Return W&B's word for how a run ended; None where nothing was trained."""
-    if isinstance(error, BadInput):
-        return None
-    if isinstance(error, Stopped):
-        return "preempted"
-    return "failed" if error else "finished"
+def close(mirror: Mirror | LateMirror, error: LauncherError | None) -> None:
+    """Tell W&B how a run ended: nothing of one that was never trained."""
+    ending: Ending | None = "failed" if error else "finished"
+    if isinstance(error, BadInput | Stopped):
+        ending = "preempted" if isinstance(error, Stopped) else None
+    mirror.close(ending, _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
 
 
 def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:

@@ -20,7 +20,7 @@ from launcher.files import warn_of_disk
 from launcher.gpus import gpus
 from launcher.launch import launch as recipes
 from launcher.launch.ended import AskedAgain, alike, verdict
-from launcher.launch.launch import Launch, Nodes, go_on, steps_done, threads_of
+from launcher.launch.launch import Launch, Nodes, close, go_on, steps_done, threads_of
 from launcher.launch.notes import Noted
 from launcher.launch.script_watch import Echo, ScriptWatch
 from launcher.launch.supervise import Supervisor
@@ -35,6 +35,7 @@ from launcher.script.config import describe
 from launcher.script.ends import Ends
 from launcher.script.plan import Plan
 from launcher.script.script import Script, Sign
+from launcher.tracking.mirror import LateMirror
 
 _QUICK_S = 60.0  # a failure that comes so soon, and again, is not worth a third start
 _ID = "PET_RDZV_ID"  # environment variable: what machines that meet have in common
@@ -72,10 +73,13 @@ def _launch(job: Launch, told: Mapping[str, Any]) -> None:
             go_on(job)
         if job.nodes.node_rank == 0:
             warn_of_disk(job.run.path)
-        error = _attempts(job, told)
+        mirror = LateMirror(job.run) if job.nodes.node_rank == 0 else None
+        error = _attempts(job, told, mirror)
         seconds = time.time() - began + float(before.get("seconds") or 0)
         if job.nodes.node_rank == 0 and not job.managed:
             write_result(job.run, job.nodes, error, seconds)
+        if mirror:
+            close(mirror, error)
     if error:
         raise error
     if not job.managed:
@@ -129,7 +133,9 @@ class _Progress:
         return seconds > _QUICK_S or not again
 
 
-def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
+def _attempts(
+    job: Launch, told: Mapping[str, Any], mirror: LateMirror | None
+) -> LauncherError | None:
     """Start the processes until they complete; returns how they ended, None where they completed.
 
     A failure is followed by another start up to `max_restarts` times, as long as it gets on.
@@ -143,7 +149,7 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
     )
     for restarts_left in range(job.max_restarts, -1, -1):
         began = time.monotonic()
-        error = _attempt(job, told, script, supervisor)
+        error = _attempt(job, told, script, supervisor, mirror)
         may = isinstance(error, TrainingFailed | AskedAgain) and not supervisor.requests
         if error is None or not may or not restarts_left:
             break
@@ -157,7 +163,11 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
 
 
 def _attempt(
-    job: Launch, told: Mapping[str, Any], script: Script, supervisor: Supervisor
+    job: Launch,
+    told: Mapping[str, Any],
+    script: Script,
+    supervisor: Supervisor,
+    mirror: LateMirror | None,
 ) -> LauncherError | None:
     """Start the processes once; returns how they ended, None where they completed."""
     run, node_rank = job.run, job.nodes.node_rank
@@ -171,7 +181,7 @@ def _attempt(
     argv = [sys.executable, "-m", "launcher.node.start", "programs", str(run.path)]
     argv += [json.dumps(asdict(plan)), *script.command(start)]
     env = environment(job, told, script, start, os.environ)
-    watch, note = ScriptWatch(run, job.ranks, script, echo), run.node_note(node_rank)
+    watch, note = ScriptWatch(run, job.ranks, script, echo, mirror), run.node_note(node_rank)
     marks = {rank: run.mark(rank) for rank in job.ranks}
     stdin = None if plan.stdin else subprocess.DEVNULL
     with closing(Noted(watch, note, marks, cpu=job.nodes.cpu)) as noted:

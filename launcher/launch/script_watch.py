@@ -9,6 +9,7 @@ from launcher.launch.supervise import HangWatch
 from launcher.recipe.base import Recipe
 from launcher.run.directory import RunDir
 from launcher.script.script import Script, Sign
+from launcher.tracking.mirror import LateMirror
 
 _MOST_BYTES = 1 << 20  # at once
 _LOOKS = 20  # in the time without which nothing may happen
@@ -42,9 +43,14 @@ class ScriptWatch:
     """Judges by the marks of ranks where a script makes them, else by what it writes."""
 
     def __init__(
-        self, run: RunDir, ranks: Sequence[int], script: Script, echo: Echo | None
+        self,
+        run: RunDir,
+        ranks: Sequence[int],
+        script: Script,
+        echo: Echo | None,
+        mirror: LateMirror | None,
     ) -> None:
-        self._echo, self._script = echo, script
+        self._echo, self._script, self._mirror = echo, script, mirror
         self._marks = {rank: run.mark(rank) for rank in ranks}
         self._logs = [run.log(rank) for rank in ranks]
         self._by_marks: HangWatch | None = None
@@ -55,6 +61,8 @@ class ScriptWatch:
         """Return what hangs, None while it gets on."""
         if self._echo:
             self._echo.more()
+        if self._mirror:
+            self._mirror.look()
         if self._by_marks is None:
             there = {rank: path for rank, path in self._marks.items() if path.exists()}
             if there:

@@ -6,7 +6,9 @@ Training processes know nothing of it. Whatever W&B does, waiting for it ends in
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from launcher.processes import PARENT, kill_tree, shown
 from launcher.run.directory import RunDir, read_json
@@ -15,6 +17,7 @@ from launcher.run.wandb import Ending, Mode, is_scripts_own
 PATIENCE_S = 12.0  # for W&B at the end of a run; with all that is around it, 15
 _PER_BYTE_S = 1 / 2e6  # more, for weights that are to be uploaded
 _SAY_AFTER_S = 2.0
+_LOOK_S = 0.25
 
 
 class Mirror:
@@ -78,6 +81,41 @@ class Mirror:
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             kill_tree(self._process.pid)  # with wandb-core, which may hang
             self._process.wait()
+
+
+class LateMirror:
+    """A mirror that starts with the first row of a script, which may never log any.
+
+    Not where the script has a W&B run of its own: see `launcher.attached.reports`.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._disabled = run.read_config()["tracking"]["mode"] == "disabled"
+        self._looked = 0.0
+        self._mirror: Mirror | None = None
+
+    def look(self) -> None:
+        """Start it where there is a row; called often."""
+        if self._mirror or self._disabled or time.monotonic() - self._looked < _LOOK_S:
+            return
+        self._looked = time.monotonic()
+        if has_rows(self._run) and not is_scripts_own(read_json(self._run.wandb_state)):
+            self._mirror = Mirror.of(self._run)
+
+    def close(self, ending: Ending | None, patience_s: float = PATIENCE_S) -> None:
+        """Close it as a `Mirror` is, where it was started, or would have been."""
+        self._looked = 0.0
+        self.look()
+        if self._mirror:
+            self._mirror.close(ending, patience_s)
+
+
+def has_rows(run: RunDir) -> bool:
+    """Whether a run has reported anything."""
+    with suppress(OSError):
+        return run.metrics.stat().st_size > 0
+    return False
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from launcher.masks import clean
 from launcher.processes import PARENT, children
 from launcher.run.directory import RunDir, read_json, write_json
 from launcher.run.wandb import ENDINGS, Ending, is_scripts_own
+from launcher.tracking.mirror import has_rows
 
 if TYPE_CHECKING:
     from launcher.tracking.session import Session
@@ -53,7 +54,7 @@ class Told:
 
 def follow(run: RunDir, mode: str, told: Told) -> bool:
     """Mirror a run until it has ended; returns whether all of it is where it was to be."""
-    while told.within(_POLL_S) is None and not _has_rows(run):
+    while told.within(_POLL_S) is None and not has_rows(run):
         pass  # importing wandb can wait until training is under way
     if is_scripts_own(read_json(run.wandb_state)):
         return True
@@ -125,12 +126,6 @@ def say(message: str) -> None:
     """Tell the user something; what the client says goes to its log."""
     with suppress(OSError):  # the console is gone
         print(clean(message), flush=True)
-
-
-def _has_rows(run: RunDir) -> bool:
-    with suppress(OSError):
-        return run.metrics.stat().st_size > 0
-    return False
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import wandb
 
 from launcher.run.directory import RunDir, read_json
+from launcher.run.told import is_script
 from launcher.run.wandb import config_of, history_row, is_on, position, summary_of
 
 _INIT_S, _PATIENT_INIT_S = 5.0, 30.0  # how long the server may take to answer
@@ -97,7 +98,8 @@ class Session:
         self._client.define_metric("trainer/step")
         self._client.define_metric("*", step_metric="trainer/step")
         if not is_on("WANDB_DISABLE_CODE"):
-            self._client.save(glob.escape(str(run.recipe)), base_path=str(run.path), policy="now")
+            code = run.script if is_script(self._told) else run.recipe
+            self._client.save(glob.escape(str(code)), base_path=str(run.path), policy="now")
         # The server says how far it is; an offline session records everything anew.
         self._rows = Rows(run.metrics, after=self._client.starting_step - 1)
         self.url = self._client.url if mode == "online" else None

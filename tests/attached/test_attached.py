@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 from training import Run, command, family, launcher, started, survivors, wait_for
+from wandb_server import wandb_server
 
 HERE = Path(__file__).parent
 MLP = HERE / "mlp.py"
@@ -114,3 +115,22 @@ def test_everybody_is_killed_and_a_stop_request_is_heard_by_all(
     done = launcher("resume", "r", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert remains(run) == whole(2)
+
+
+@pytest.mark.slow
+def test_under_the_launcher_wandb_has_each_row_once_over_starts(tmp_path: Path) -> None:
+    with wandb_server() as server:
+        env = server.env() | {"WANDB_MODE": "online"}
+        words = ["run", MLP, "--nproc", 1, "--run-dir", "r", "--max-restarts", 1, "--"]
+        done = launcher(*words, STEPS, "1:KILL:0:5", cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        assert not server.problems
+        [run] = server.runs.values()
+        assert [row["trainer/step"] for row in run.rows] == list(range(STEPS))
+        assert run.finished
+        assert run.exit_code == 0
+        quiet = tmp_path / "quiet.py"
+        quiet.write_text("print('no rows')")
+        done = launcher("run", quiet, "--run-dir", "q", cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        assert len(server.runs) == 1
