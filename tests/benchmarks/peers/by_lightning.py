@@ -3,14 +3,14 @@
 import sys
 from typing import Any
 
-import lightning  # type: ignore[import-not-found]  # optional
+import lightning
 import torch
 import work
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 
-class Classifier(lightning.LightningModule):  # type: ignore[misc]  # not there for mypy
+class Classifier(lightning.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = work.model()
