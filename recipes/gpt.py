@@ -39,7 +39,7 @@ class GPT(nn.Module):
     def __init__(self, length: int, dim: int, heads: int, layers: int) -> None:
         super().__init__()
         self.token, self.place = nn.Embedding(VOCABULARY, dim), nn.Embedding(length, dim)
-        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(layers)))
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, VOCABULARY, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -49,7 +49,9 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return scores of the next token, (batch, time, vocabulary), for tokens (batch, time)."""
         x = self.token(tokens) + self.place.weight[: tokens.shape[1]]
-        scores: Tensor = self.head(self.norm(self.blocks(x)))
+        for block in self.blocks:
+            x = block(x)
+        scores: Tensor = self.head(self.norm(x))
         return scores
 
 

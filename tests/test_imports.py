@@ -27,6 +27,7 @@ WINGS = [
     "launch",
     "train",
     "attached",
+    "sharding",
     "ranks",
     "tracking",
     "data",
@@ -35,7 +36,7 @@ WINGS = [
     "run",
     "recipe",
 ]
-WORKER_SIDE = {"node", "train", "attached", "ranks", "data", "model"}
+WORKER_SIDE = {"node", "train", "attached", "sharding", "ranks", "data", "model"}
 # Where one side reaches the other: a recipe that runs in this process, and W&B's client.
 DOORS = {("cli.run", "train.script", "debug")}
 BEHIND_THE_WALL = {"tracking.session"}

@@ -23,6 +23,7 @@ from launcher.errors import (
 )
 from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
+from launcher.launch.allocator import allocator
 from launcher.launch.notes import Noted
 from launcher.launch.supervise import HangWatch, Supervisor
 from launcher.launch.verdict import asked, verdict
@@ -37,14 +38,6 @@ from launcher.tracking.mirror import PATIENCE_S, LateMirror, Mirror
 
 _ID = "PET_RDZV_ID"  # environment variable: the rendezvous id, of torchrun's own
 _HASTE_S = 3.0  # for W&B, when the user wants out at once
-
-# What a step frees the next one needs again: glibc keeps it, in huge pages, instead of giving it
-# back to the kernel. Read when a process starts, so it is for the parent to say.
-_ALLOCATOR = {
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 
 
 @dataclass(frozen=True)
@@ -137,8 +130,8 @@ def _forks(nodes: Nodes, extra: Sequence[str]) -> int:
     return nodes.nproc if on_cpu and not extra and sys.platform == "linux" else 0
 
 
-def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of this machine's processes.
+def environment(nodes: Nodes, base: Mapping[str, str], *, shard: bool = False) -> dict[str, str]:
+    """Return the environment of this machine's processes, of a model that is sharded or whole.
 
     The rendezvous id is fresh: two runs with the same id on the same port join into one world.
     Machines that meet at an endpoint must share it: what the environment says, else the endpoint.
@@ -157,7 +150,7 @@ def environment(nodes: Nodes, base: Mapping[str, str]) -> dict[str, str]:
     }
     if nodes.cpu or gpus() == 0:
         added["ACCELERATE_USE_CPU"] = "true"
-    return {**_ALLOCATOR, **without_world(base), **added}
+    return {**allocator(shard=shard), **without_world(base), **added}
 
 
 def threads_of(
@@ -276,7 +269,7 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     start_timeout = parameters.get("start_timeout", Recipe.start_timeout)  # older runs have none
     watch = HangWatch(marks, parameters["hang_timeout"], start_timeout, job.deserted)
     argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
-    env = environment(nodes, os.environ)
+    env = environment(nodes, os.environ, shard=bool(parameters.get("shard")))
     with closing(Noted(watch, run.node_note(nodes.node_rank), marks, cpu=nodes.cpu)) as noted:
         code = supervisor.run(argv, env, run.agent(nodes.node_rank), noted)
     shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)

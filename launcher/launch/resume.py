@@ -128,8 +128,8 @@ def resumed(
 ) -> dict[str, Any]:
     """Return the configuration that a run goes on with.
 
-    Raises BadInput where a hyperparameter other than its length (`epochs`, `steps`) would change,
-    with the difference.
+    Raises BadInput where a hyperparameter other than its length (`epochs`, `steps`), or `shard`,
+    would change, with the difference.
     """
     told = {"tracking": wandb.tracking(run.path.name, "disabled")} | run.read_config()
     recipe_type = outline(recipe_of(run))
@@ -138,7 +138,7 @@ def resumed(
     # A hyperparameter that the run did not know, at its default, came with a newer launcher.
     known = before.keys() | overrides.keys()
     changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
-    others = [k for k in changes if k not in ("epochs", "steps")]
+    others = [k for k in changes if k not in ("epochs", "steps", "shard")]
     if others and not allow_changes:
         told_of = {k: [shown_value(k, v) for v in changes[k]] for k in others}
         shown = ", ".join(f"{k} from {old} to {new}" for k, (old, new) in told_of.items())

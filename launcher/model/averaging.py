@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from launcher.model.pieces import cut_as, in_pieces, own
+
 # What a checkpoint has of it; the weights alone in checkpoints of old.
 Saved = dict[str, Any] | Sequence[Tensor] | None
 
@@ -30,7 +32,7 @@ class Average:
     def update(self) -> None:
         """Take in the weights that a step has made."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.weights, self._model, 1 - decay)
+        torch._foreach_lerp_(_own(self.weights), _own(self._model), 1 - decay)
         self.updates += 1
 
     def state(self) -> dict[str, Any]:
@@ -47,7 +49,8 @@ class Average:
         told: dict[str, Any] = saved if isinstance(saved, dict) else of_old
         weights = list(told["weights"])
         self.updates = told["updates"] if weights else 0
-        torch._foreach_copy_(self.weights, weights + self._model[len(weights) :])
+        new = [*map(cut_as, weights, self.weights), *self._model[len(weights) :]]
+        torch._foreach_copy_(_own(self.weights), _own(new))
 
     @contextmanager
     def in_the_model(self) -> Iterator[None]:
@@ -58,9 +61,19 @@ class Average:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for parameter, average in zip(self._model, self.weights, strict=True):
-            parameter.data, average.data = average.data, parameter.data
+            if in_pieces(parameter):  # what is gathered is not looked for in `.data`
+                plain = own(parameter).clone()
+                own(parameter).copy_(own(average))
+                own(average).copy_(plain)
+            else:
+                parameter.data, average.data = average.data, parameter.data
+
+
+def _own(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [own(tensor) for tensor in tensors]
 
 
 def _statistics(model: nn.Module) -> Iterator[Tensor]:

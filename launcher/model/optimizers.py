@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from launcher.errors import RecipeError
 from launcher.model.made import Made, with_changes
+from launcher.model.pieces import cut_as, in_pieces
 
 
 class Optimizers:
@@ -85,11 +86,21 @@ class Optimizers:
         groups = iter(with_changes(told, made, now))
         for optimizer, state in zip(self, saved, strict=True):
             own = list(islice(groups, len(state["param_groups"])))
-            optimizer.load_state_dict(state | {"param_groups": own})
+            optimizer.load_state_dict(_cut(state, optimizer) | {"param_groups": own})
             for values in optimizer.state.values():  # what is on no other device is in the file yet
                 values |= {
                     k: v.clone() for k, v in values.items() if isinstance(v, Tensor) and v.is_cpu
                 }
+
+    def odd_states(self) -> list[str]:
+        """Return the names of states in pieces that are not of their weight's shape: no whole."""
+        return [
+            name
+            for optimizer in self
+            for weight, values in optimizer.state.items()
+            for name, value in values.items()
+            if in_pieces(value) and value.shape != weight.shape
+        ]
 
     def refuse_gaps(self, model: nn.Module, loss_fn: nn.Module) -> None:
         """Raise RecipeError where a trained parameter is in no optimizer, or in two."""
@@ -124,6 +135,23 @@ def asked_for(method: Callable[..., Any], model: nn.Module, loss_fn: nn.Module) 
     made = Optimizers(method(*given.args))
     made.refuse_gaps(model, loss_fn)
     return made
+
+
+def _cut(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Return the saved state of an optimizer with pieces for the weights that are in pieces."""
+    keys = [key for group in saved["param_groups"] for key in group["params"]]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not any(map(in_pieces, weights)):
+        return saved
+    like = dict(zip(keys, weights, strict=False))  # torch says what does not fit
+
+    def cut(key: int, value: Any) -> Any:
+        there = like.get(key)
+        fits = isinstance(value, Tensor) and there is not None and value.shape == there.shape
+        return cut_as(value, there) if fits else value
+
+    state = {k: {n: cut(k, v) for n, v in values.items()} for k, values in saved["state"].items()}
+    return saved | {"state": state}
 
 
 def _named(given: Any) -> dict[str, Any]:

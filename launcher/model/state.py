@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from launcher.errors import BadInput
+from launcher.model.pieces import cut_as, in_pieces, own
 
 # Arrays run no code either; torch alone does not trust numpy.
 _NUMPY: list[Any] = [
@@ -66,6 +67,8 @@ def load_into(model: nn.Module, state: ModelState) -> None:
     """
     told = state.tensors | state.others
     told = {name: told[first] for name, first in _twins(model).items() if first in told} | told
+    here = model.state_dict()
+    told = {n: cut_as(v, here.get(n)) if isinstance(v, Tensor) else v for n, v in told.items()}
     with _written_once(model):
         try:
             model.load_state_dict(told)
@@ -104,7 +107,7 @@ def cut(tree: Any) -> Any:
 
 
 def _one_number(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = own(tensor).detach()
     dense = tensor.layout == torch.strided
     return tensor[(slice(0, 1),) * tensor.dim()].clone() if dense else tensor
 
@@ -196,16 +199,18 @@ def _twins(model: nn.Module) -> dict[str, str]:
     """Return the names of a state_dict whose tensor has an earlier name, and that name."""
     first: dict[Any, str] = {}
     twins = {}
-    for name, value in model.state_dict().items():
+    for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
-            shape = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+            shape: Any = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+            if in_pieces(value):  # of which some rank has no byte
+                shape = id(value)
             if (known := first.setdefault(shape, name)) != name:
                 twins[name] = known
     return twins
 
 
 def _fits(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    plain = type(own(tensor)) in (Tensor, nn.Parameter, nn.Buffer)
     return plain and tensor.layout == torch.strided and _has_form(tensor.dtype)
 
 

@@ -33,6 +33,17 @@ _SENT = {
 }
 
 
+class Apart:
+    """Ranks that may call the model each by itself: nothing has to be said before it."""
+
+    def __call__(self, what: int = 0) -> None:
+        """Tell the others what this rank does next."""
+
+    def blaming(self) -> AbstractContextManager[None]:
+        """Explain what fails because a part of the model was used otherwise than by calling it."""
+        return nullcontext()
+
+
 class Context:
     """Rank, world size and device of this process, and the collectives the run needs.
 
@@ -83,6 +94,7 @@ class Context:
         self.device: torch.device = self.accelerator.device
         self.patience_s = patience_s
         self.marker = Marker(None)  # for who watches this process, if anybody
+        self.together = Apart()
         expected = expected_world or started
         if self.world_size != expected:
             raise TrainingFailed(
@@ -114,6 +126,7 @@ class Context:
     def reduce(self, values: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place; collective."""
         if dist.is_initialized():
+            self.together()
             dist.all_reduce(values)
         return values
 
@@ -131,6 +144,7 @@ class Context:
         if not dist.is_initialized():
             return [value]
         with self.marker.waiting():
+            self.together()
             dist.all_gather_object(values, value)
         return cast("list[T]", values)
 
@@ -186,6 +200,7 @@ class Context:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Move a model to the device, with autocast as asked, and wrap it in DDP; collective."""
+        self.together = Apart()
         if dist.is_initialized():
             _leave_out_odd_buffers(model)
         wrapped = cast("nn.Module", self.accelerator.prepare_model(model))
@@ -209,6 +224,7 @@ class Context:
     def share_buffers(self, model: nn.Module) -> None:
         """Give all ranks the buffers of rank 0 (batch norm statistics); collective."""
         if dist.is_initialized():
+            self.together()
             for buffer in model.buffers():
                 _share(buffer)
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from launcher.errors import RecipeError, TrainingFailed
+from launcher.model.pieces import in_pieces
 from launcher.ranks.context import Context, unwrapped
 
 _MOST = 1 << 22  # numbers of one parameter that are looked at; the next ones another time
@@ -31,7 +32,8 @@ class Drift:
     """The weights of this rank, to be compared with those of the others.
 
     Looked at are the parameters of model and loss, frozen ones too, and those of every optimizer
-    that has made a step. Buffers are not: those of batch norm are a rank's own.
+    that has made a step. Buffers are not: those of batch norm are a rank's own. Nor are weights of
+    which each rank holds a piece: nobody has another copy.
     """
 
     def __init__(self, context: Context, model: nn.Module, loss_fn: nn.Module) -> None:
@@ -50,7 +52,8 @@ class Drift:
             return torch.zeros(0, dtype=torch.float64, device=context.device)
         slots = torch.zeros(context.world_size, dtype=torch.float64, device=context.device)
         sums = [_bits(p, step).to(context.device) for _, p in self._parameters()]
-        slots[context.rank] = torch.stack(sums).sum() % _MODULUS  # int64, which wraps
+        if sums:
+            slots[context.rank] = torch.stack(sums).sum() % _MODULUS  # int64, which wraps
         return slots
 
     def check(self, checksums: Sequence[float], step: int) -> None:
@@ -70,7 +73,7 @@ class Drift:
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         seen = set()
         for name, parameter in self._named():
-            if id(parameter) not in seen and parameter.numel():
+            if id(parameter) not in seen and parameter.numel() and not in_pieces(parameter):
                 seen.add(id(parameter))
                 yield name, parameter.detach()
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from launcher.errors import NonFiniteLoss
+from launcher.model.pieces import own
 from launcher.processes import PARENT, stop_signals
 from launcher.recipe.totals import Totals
 
@@ -51,8 +52,12 @@ def check_finite(totals: Totals, first_step: int, epoch: int, what: str = "the l
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Return the names of trained parameters that hold NaN or infinity; waits for the device."""
-    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+    """Return the names of trained parameters that hold NaN or infinity; waits for the device.
+
+    Of a weight in pieces this rank looks at its own.
+    """
+    named = {n: own(p).detach() for n, p in model.named_parameters() if p.requires_grad}
+    trained = {name: tensor for name, tensor in named.items() if tensor.numel()}
     # One number tells, nearly always, that all is well.
     if not trained or nn.utils.get_total_norm(trained.values(), math.inf).isfinite():
         return []

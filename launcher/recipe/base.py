@@ -66,7 +66,7 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     `model`, `train_data`, `test_data`, `loss` and `optimizer`; `test_data` may be left out where
     nothing is to be tested, and `loss` where `train_step` is written and needs none. `scheduler`,
     `train_step`, `test_step`, `metrics`, `test_metrics`, `after_test`, `order`, `partners`,
-    `collate` and `test_collate` may be written, too. The
+    `shards`, `collate` and `test_collate` may be written, too. The
     hyperparameters of all recipes stand in `launcher.recipe.groups` (a dataclass has the fields of
     its last base first); the comment behind a field is its meaning.
     """
@@ -128,6 +128,14 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         """Return a schedule of the learning rate, several, or None.
 
         `steps` is how many optimizer steps the run has, and `steps.per_epoch` how many an epoch.
+        """
+        return None
+
+    def shards(self, model: "nn.Module") -> "Sequence[nn.Module] | None":  # noqa: ARG002  # for subclasses
+        """Return the modules whose weights are gathered one at a time with `shard=true`.
+
+        Each is used by calling it. None: the members of the outermost ModuleLists; all that is in
+        no such module is gathered while the model itself is called.
         """
         return None
 
@@ -193,6 +201,9 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
         Called on rank 0 alone, while the others wait, so it may not communicate. `model` is the
         one that was tested, without DDP, in eval mode, and no gradients are recorded. `report`
         has `step`, `epoch`, `loss`, `accuracy` and `metrics`.
+
+        With `shard=true` it is called on all ranks, which call the model alike; the folder of rank
+        0 is the one that is kept.
         """
 
     def order(self, epoch: int, generator: "Generator") -> "Indices | None":  # noqa: ARG002  # for subclasses

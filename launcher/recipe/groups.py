@@ -76,6 +76,7 @@ class Optimisation:
     clip_norm: float | None = None  # largest norm of a step's gradient; longer ones are shortened
     ema_decay: float | None = None  # average weights like this for tests and the end, like 0.999
     fused_optimizer: bool = False  # update all weights in one operation where torch can
+    shard: bool = False  # keep a share of weights and optimizer in each process: larger models
     shared_gradients: bool = True  # sum in memory where all processes are on one machine's CPU
     find_unused_parameters: bool = False  # allow parameters that take no part in the loss
 

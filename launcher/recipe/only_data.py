@@ -9,10 +9,10 @@ from launcher.errors import RecipeError
 from launcher.recipe.base import Recipe
 
 # Of those that all recipes have.
-_OF_ALL = {"test_batch_size", "num_workers", "worker_start", "data_on_device"}
+_OF_ALL = {"test_batch_size", "num_workers", "worker_start", "data_on_device", "shard"}
 # What makes or uses the model: a hyperparameter that one of these reads is no matter of data.
 _METHODS = {
-    *("model", "loss", "optimizer", "scheduler", "train_step", "test_step"),
+    *("model", "shards", "loss", "optimizer", "scheduler", "train_step", "test_step"),
     *("metrics", "test_metrics", "after_test"),
 }
 _inside: ContextVar[str | None] = ContextVar("inside", default=None)

@@ -2,11 +2,13 @@
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -30,7 +32,10 @@ from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir
 from launcher.run.mark import Marker
 from launcher.run.rows import told_of_test
+from launcher.sharding.moving import gathered
 from launcher.train.training import Training
+
+T = TypeVar("T")
 
 MOST_FAILURES = 3  # failed saves in a row that stop a run
 
@@ -51,31 +56,46 @@ class Saver:
         self.last_error = ""
         self._reserved = False
         self._proven = False  # a first save has been seen to load without running code
+        self._told = False  # how long it takes to gather a sharded model
         self._thread: threading.Thread | None = None
 
     def save(self, training: Training, window: Totals) -> None:
         """Copy the state and start writing it; `window` is what was summed since the last report.
 
-        Only rank 0 does anything: all ranks have the same state.
+        Only rank 0 writes. All ranks have the same state; of a sharded model each has a piece of
+        it, which goes to rank 0 first: that is collective.
         """
-        if training.context.rank:
+        first = training.context.rank == 0
+        if not first and not training.sharded:
             return
         self.wait(training.marker)
         progress, before_test = training.progress, training.test_is_due
         name = files.name_of(progress.step, progress.epoch, before_test=before_test)
-        if (self.folder / name).exists():
+        there = first and (self.folder / name).exists()
+        if training.context.agree(there) if training.sharded else there:
             return
-        model = on_host(captured(unwrapped(training.model)))
-        state = state_of(training, window) | {"others": model.others, "buffers": model.unsaved}
+        began = time.perf_counter()
+        model = copied(training, captured(unwrapped(training.model)))
+        state = state_of(training, window)
+        if not first:
+            return
+        self._say_gathered(training, time.perf_counter() - began)
+        state |= {"others": model.others, "buffers": model.unsaved}
         facts = _facts(training)
         self._thread = threading.Thread(
             target=self._write, args=(name, model, state, facts), name="checkpoint"
         )
         self._thread.start()
 
+    def _say_gathered(self, training: Training, seconds: float) -> None:
+        """Say what training waits for at each checkpoint of a sharded model."""
+        if training.sharded and training.context.world_size > 1 and not self._told:
+            self._told = True
+            print(f"a checkpoint: gathered on rank 0 in {seconds:.1f} s", flush=True)
+
     def reserve(self, training: Training) -> None:
         """Have memory for the copies before the first of them is made; after a first step."""
-        if training.context.rank == 0 and not self._reserved:
+        if training.context.rank == 0 and not self._reserved and not training.sharded:
             self._reserved = True
             average = training.average.weights if training.average else None
             reserve([unwrapped(training.model).state_dict(), training.optimizers.state(), average])
@@ -113,20 +133,28 @@ class Saver:
             )
 
 
+def copied(training: Training, tree: T) -> T:
+    """Return a copy of a tree in host memory, whole; of a sharded model's on rank 0: collective."""
+    if training.sharded:
+        return cast("T", gathered(tree, training.context))
+    return cast("T", on_host(tree))
+
+
 def state_of(training: Training, window: Totals) -> dict[str, Any]:
-    """Return everything but the model that the rest of the run depends on.
+    """Return everything but the model that the rest of the run depends on, as `copied` does.
 
     Randomness needs no state: it is derived from seed, epoch, step and sample.
     """
+    copy = partial(copied, training)
     return {
         "made": training.made,
-        "optimizer": on_host(training.optimizers.state()),
-        "scheduler": on_host(training.schedules.state()),
-        "loss": on_host(loss_state(training)),
-        "average": on_host(training.average.state()) if training.average else None,
+        "optimizer": copy(training.optimizers.state()),
+        "scheduler": copy(training.schedules.state()),
+        "loss": copy(loss_state(training)),
+        "average": copy(training.average.state()) if training.average else None,
         "progress": asdict(training.progress),
         "order": _order(training, asdict(training.progress)),
-        "lanes": on_host(training.lanes),
+        "lanes": copy(training.lanes),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
@@ -250,6 +278,12 @@ def refuse_unsaveable(training: Training) -> None:
     parts |= {"the state of the schedule": cut(training.schedules.state())}
     parts |= {"the state of the loss": cut(loss_state(training))}
     parts |= {"the state of the Stream's iterators": cut(training.train_loader.lanes)}
+    if odd := training.optimizers.odd_states():
+        raise RecipeError(
+            f"an optimizer keeps `{odd[0]}` in pieces that belong to no weight's shape: a "
+            "checkpoint cannot hold it",
+            hint="use another optimizer, or leave `shard` out",
+        )
     for what, value in parts.items():
         if why := why_not(value):
             raise RecipeError(

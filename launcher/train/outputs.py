@@ -8,29 +8,35 @@ import torch
 from safetensors.torch import save_file
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from launcher.data.device import on_host
 from launcher.errors import RecipeError
 from launcher.files import written
 from launcher.model.state import captured
 from launcher.ranks.context import unwrapped
 from launcher.ranks.kept import Rows, as_file
 from launcher.run.directory import RunDir
+from launcher.train.checkpoint import copied
 from launcher.train.training import Training
 
 _TRACED_STEPS = 20
 
 
 def save_weights(training: Training, run: RunDir) -> None:
-    """Save what was tested last, and the plain weights too where that was their average."""
+    """Save what was tested last, and the plain weights too where that was their average.
+
+    Rank 0 writes; of a sharded model all ranks send their pieces: collective.
+    """
     model = unwrapped(training.model)
     with training.tested_weights():
-        tested = on_host(captured(model))
+        tested = copied(training, captured(model))
+    plain = copied(training, captured(model)) if training.average else None
+    if training.context.rank:
+        return
     if tested.others:  # what safetensors has no form for
         with written(run.weights_others) as path, path.open("wb") as file:
             torch.save(tested.others, file)
-    if training.average:
+    if plain:
         with written(run.plain_weights) as path:
-            on_host(captured(model)).write(path)
+            plain.write(path)
     with written(run.weights) as path:
         tested.write(path)
 

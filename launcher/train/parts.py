@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 
     train_data: SizedData | Stream
     test_data: SizedData | Stream | None  # None: nothing is tested
-    model: nn.Module
+    model: nn.Module | None  # None: it is sharded, and built otherwise
     loss_fn: nn.Module
 
 
@@ -38,7 +38,7 @@ def parts_of(recipe: Recipe, *, say: bool) -> Parts:
     with _telling() if say else nullcontext():
         train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
         test_data = _test_data(recipe)
-        model = _model(recipe, say=say)
+        model = None if recipe.shard else model_of(recipe, say=say)
         loss_fn = _loss(recipe)
         if recipe.counts_samples():
             refuse_other_means(loss_fn)
@@ -84,7 +84,8 @@ def _loss(recipe: Recipe) -> nn.Module:
     return loss
 
 
-def _model(recipe: Recipe, *, say: bool = False) -> nn.Module:
+def model_of(recipe: Recipe, *, say: bool = False) -> nn.Module:
+    """Return the model, in the mode to train it in; raises RecipeError where it is none."""
     model: nn.Module = _expect(_seeded(recipe, recipe.model), nn.Module, "model")
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # inputs follow in the first convolution

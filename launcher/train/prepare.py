@@ -36,7 +36,9 @@ from launcher.ranks.metrics import Sums
 from launcher.ranks.shared_memory import share_gradients
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe, is_base
-from launcher.train.parts import Parts, parts_of
+from launcher.sharding.buffers import MovingBuffers
+from launcher.sharding.building import built, sharded
+from launcher.train.parts import Parts, model_of, parts_of
 from launcher.train.training import Training
 
 
@@ -57,13 +59,15 @@ def prepare(
     first = context.rank == 0
     say = first and most_steps is None  # nothing in the middle of a debugger's session
     parts = context.local_first(lambda: parts_of(recipe, say=say))
+    model = parts.model or built(context, lambda: model_of(recipe, say=say))
     if init_from:
-        context.local_first(lambda: start_from(parts.model, init_from, say=first))
+        _start_from(init_from, model, recipe, context)
     set_arithmetic(tf32=recipe.tf32, deterministic=recipe.deterministic)
     refuse_warned_broadcasts()
     samplers = _samplers(recipe, context, parts)
     _refuse_divergence(recipe, context, *samplers, source)
-    model, loss_fn = context.wrap(parts.model), parts.loss_fn.to(context.device)
+    model = sharded(model, recipe, context) if recipe.shard else context.wrap(model)
+    loss_fn = parts.loss_fn.to(context.device)
     times = StepTimes()
     if recipe.shared_gradients:
         share_gradients(model, context, times)
@@ -90,7 +94,17 @@ def prepare(
         average=None if recipe.ema_decay is None else Average(unwrapped(model), recipe.ema_decay),
         graphs=_graphs(recipe, context, model, loss_fn),
         most_steps=most_steps,
+        moving=MovingBuffers(model, context) if recipe.shard else None,
     )
+
+
+def _start_from(path: Path, model: nn.Module, recipe: Recipe, context: Context) -> None:
+    """Load weights to start from; only rank 0 has those of a model that will be sharded."""
+    first = context.rank == 0
+    if recipe.shard:
+        context.turn(lambda: start_from(model, path, say=True), mine=first)
+    else:
+        context.local_first(lambda: start_from(model, path, say=first))
 
 
 def _samplers(
@@ -157,6 +171,12 @@ def _refuse_turns(recipe: Recipe) -> None:
             "`optimizer` returned a dict, and turns are for training",
             hint="write `test_step(self, model, batch, loss_fn)`, which returns StepSums, or leave "
             "`test_data` out",
+        )
+    if recipe.shard:
+        raise RecipeError(
+            "`optimizer` returned a dict, and turns call parts of a model, which `shard` gathers "
+            "when the model is called",
+            hint="return optimizers that are stepped together in a list, or leave shard out",
         )
     if recipe.cuda_graphs:
         raise RecipeError(

@@ -11,39 +11,43 @@ from torch.nn.parallel import DistributedDataParallel
 
 from launcher.data.fetching import Shard
 from launcher.errors import RecipeError
+from launcher.model.pieces import in_pieces, own
 from launcher.ranks.context import unwrapped
 from launcher.ranks.gathering import HERE
 from launcher.ranks.gradients import average_gradients
 from launcher.recipe.base import StepSums
+from launcher.sharding.together import BACKWARD
 from launcher.train.training import Measured, Training
 
 
 def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
-    """Make one optimizer step from one global batch; collective through DDP.
+    """Make one optimizer step from one global batch; collective through DDP, or torch's shards.
 
     `measure` notes the step's learning rate and gradient norm for a report.
 
-    DDP averages gradients over ranks whatever the sizes of their shards. So the loss is summed
+    Both average gradients over ranks whatever the sizes of their shards. So the loss is summed
     over the shard and scaled by world / (samples in the global batch): the average over ranks is
     then the gradient of the global batch's mean loss.
     """
     HERE.shard = shard  # for `launcher.gather`
-    scale = run.context.world_size if shard.own else 0
     count: int | Tensor = 0
-    for number, batch in enumerate(shard.micro_batches, start=1):
-        last = number == len(shard.micro_batches)
+    if run.moving:
+        run.moving.share()
+    batches = run.passes(shard, run.train_loader)
+    for number, (batch, counts) in enumerate(batches, start=1):
+        scale, last = run.context.world_size if counts else 0, number == len(batches)
         with run.context.gradients(run.model, synchronise=last):
             passes = partial(_passes, run, scale, shard.size, last)
             replayed = run.graphs and run.graphs.run(passes, batch, scale, shard.size)
             sums = replayed or passes(batch)
-        if shard.own:
+        if counts:
             run.sums.add(sums)
             count = count + sums.count
     run.sums.end_step(shard.own, left_out(run, shard))
-    if run.loss_parameters:
-        average_gradients(run.loss_parameters, run.context)
-    if run.progress.step == 0:
-        _refuse_unused(run)
+    if run.not_reduced:
+        average_gradients(run.not_reduced, run.context)
+    if not run.begun:
+        _begin(run)
     if not run.samples_count:
         divide_by_count(run, shard.size, count, run.parameters)
     # From here on gradients are those of the global batch, on every rank.
@@ -65,9 +69,11 @@ def end_step(run: Training) -> None:
 
 def _passes(run: Training, scale: int, size: int, last: bool, batch: Any) -> StepSums:
     """Run a micro-batch, of a global batch of `size` samples, forward and backward."""
-    sums = expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
+    with run.context.together.blaming():
+        sums = expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
     if last:
         run.marker.tick()  # from here on this rank waits for the others
+    run.context.together(BACKWARD)
     backward(sums.loss, scale * sums.scale / size)
     return sums
 
@@ -94,7 +100,22 @@ def expect_sums(made: Any, method: str) -> StepSums:
             hint="return StepSums(loss, count, correct): sums over the batch, not means; one that "
             "yields turns needs a dict of optimizers",
         )
+    if in_pieces(made.loss):
+        raise RecipeError(
+            f"`{method}` makes the loss of weights themselves, and with `shard` each process has a "
+            "piece of them",
+            hint="compute it in the `forward` of the model, which has them whole",
+        )
     return made
+
+
+def _begin(run: Training) -> None:
+    """Look at what the first step of a session has shown; collective where the model is sharded."""
+    run.begun = True
+    if run.progress.step == 0:
+        _refuse_unused(run)
+    if run.moving:
+        run.moving.look()
 
 
 def _refuse_unused(run: Training) -> None:
@@ -103,12 +124,13 @@ def _refuse_unused(run: Training) -> None:
         return
     named = [(f"{n} of the loss", p) for n, p in run.loss_fn.named_parameters()]
     named = named if run.loss_parameters else []
-    if isinstance(run.model, DistributedDataParallel):
+    if run.sharded or isinstance(run.model, DistributedDataParallel):
         named += unwrapped(run.model).named_parameters()
     if unused := [name for name, p in named if p.requires_grad and p.grad is None]:
         raise RecipeError(
             f"these parameters take no part in the loss: {', '.join(unused)}",
-            hint="give find_unused_parameters=true, remove them, or set requires_grad to False",
+            hint=("" if run.sharded else "give find_unused_parameters=true, ")
+            + "remove them, or set requires_grad to False",
         )
 
 
@@ -126,7 +148,7 @@ def divide_by_count(
     gradients = defaultdict(list)
     for parameter in parameters:
         if parameter.grad is not None:
-            gradients[parameter.grad.dtype].append(parameter.grad)
+            gradients[parameter.grad.dtype].append(own(parameter.grad))
     for dtype, several in gradients.items():
         torch._foreach_mul_(several, factor.to(dtype).squeeze())
 
@@ -139,14 +161,34 @@ def clipped(run: Training, parameters: Sequence[Tensor], *, measure: bool) -> Te
     clip_norm = run.recipe.clip_norm
     if clip_norm is None and not measure:
         return None
-    norm = gradient_norm(parameters)
+    norm = gradient_norm(run, parameters)
     if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        _shorten(run, parameters, clip_norm, norm)
     return norm
 
 
-def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
-    """Return the norm of gradients, (), on the device; torch 2.8 knows none of sparse ones."""
+def _shorten(run: Training, parameters: Sequence[Tensor], most: float, norm: Tensor) -> None:
+    if not run.sharded:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return
+    factor = (most / (norm + 1e-6)).clamp(max=1.0)  # as torch does it
+    for parameter in parameters:
+        if parameter.grad is not None:
+            own(parameter.grad).mul_(factor)
+
+
+def gradient_norm(run: Training, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the norm of gradients, (), on the device; collective where some are in pieces."""
     gradients = [p.grad for p in parameters if p.grad is not None]
+    whole = _norm([g for g in gradients if not in_pieces(g)])
+    if not run.sharded:
+        return whole
+    pieces = _norm([own(g) for g in gradients if in_pieces(g)])
+    squared = run.context.reduce(pieces.to(run.context.device).double() ** 2)
+    return (whole.to(squared) ** 2 + squared).sqrt()
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of gradients, (); torch 2.8 knows none of sparse ones."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     return torch.nn.utils.get_total_norm(dense)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +95,10 @@ def report_test(run: Training, tested: Tested) -> None:
     report = Report("test", at.epoch, at.step, *numbers, epochs=ended, metrics=tested.metrics)
     try:
         if not is_base(run.recipe, "after_test") and run.folder:
-            run.context.from_first(partial(_after_test, run, report), "`after_test`")
+            if run.sharded:
+                _after_test_together(run, report)
+            else:
+                run.context.from_first(partial(_after_test, run, report), "`after_test`")
     finally:
         run.trackers.report(report, run.position)
 
@@ -106,6 +111,21 @@ def _after_test(run: Training, report: Report) -> None:
     with run.testing() as model, replaced(place) as folder, NoCollectives("after_test"):
         seed_test(run.recipe.seed, 0, run.context.rank)
         run.recipe.after_test(model, report, folder)
+
+
+@torch.no_grad()
+def _after_test_together(run: Training, report: Report) -> None:
+    """Do as `_after_test` on all ranks, for their forward passes are one; collective.
+
+    What other ranks leave in their folders is thrown away.
+    """
+    assert run.folder
+    place = run.folder / "after_test" / f"step-{report.step}"
+    kept = replaced(place) if run.context.rank == 0 else TemporaryDirectory()
+    with run.testing() as model, kept as folder, run.context.together.blaming():
+        seed_test(run.recipe.seed, 0, 0)  # alike on all
+        run.recipe.after_test(model, report, Path(folder))
+    run.context.agree(False)  # others wait for rank 0's files
 
 
 @torch.no_grad()
@@ -179,16 +199,19 @@ def _test_batch(
     sums, kept = into
     seed_test(run.recipe.seed, number, run.context.rank)
     HERE.shard = shard  # for `launcher.gather`
+    assert run.test_loader
     # In the first batch a rank without samples shows whether it has to take part.
-    for batch in shard.micro_batches if shard.own or run.tests_gather is not False else ():
+    takes_part = shard.own or run.tests_gather is not False or run.sharded
+    for batch, counts in run.passes(shard, run.test_loader) if takes_part else ():
         method = "train_step" if is_base(run.recipe, "test_step") else "test_step"  # what it calls
-        made = expect_sums(run.recipe.test_step(model, batch, run.loss_fn), method)
-        if shard.own:
+        with run.context.together.blaming():
+            made = expect_sums(run.recipe.test_step(model, batch, run.loss_fn), method)
+        if counts:
             sums.add(made)
-        if shard.own and kept:
+        if counts and kept:
             kept.add(made.kept)
     if run.tests_gather is None:
         run.tests_gather = run.context.agree(HERE.used)
     sums.end_batch(shard.own, left_out(run, shard))
-    if kept and shard.own and run.test_loader:
+    if kept and shard.own:
         kept.end_batch(run.test_loader.sampler.places(number).tolist())

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.profiler import profile
 
+from launcher.data.fetching import Shard
 from launcher.data.loader import Loader
 from launcher.data.randomness import undisturbed
 from launcher.data.streams import Positions
@@ -18,6 +19,7 @@ from launcher.model.graphs import Graphs
 from launcher.model.losses import LossWatch
 from launcher.model.made import Made
 from launcher.model.optimizers import Optimizers
+from launcher.model.pieces import in_pieces
 from launcher.model.schedules import Schedules
 from launcher.pulse import Pulse
 from launcher.ranks.context import Context, unwrapped
@@ -28,6 +30,8 @@ from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe
 from launcher.run.best import name_of
 from launcher.run.mark import Marker
+from launcher.sharding.buffers import MovingBuffers
+from launcher.sharding.passes import Pass, passes_of
 from launcher.train.trackers import Position, Trackers
 
 
@@ -81,7 +85,7 @@ class Training:
 
     recipe: Recipe
     context: Context
-    model: nn.Module  # in DDP where there are several ranks
+    model: nn.Module  # in DDP where there are several ranks, or in pieces
     loss_fn: nn.Module
     optimizers: Optimizers
     schedules: Schedules
@@ -104,6 +108,8 @@ class Training:
     odd: list[str] = field(default_factory=list)  # parameters that were never finite
     lanes: Positions = field(default_factory=dict)  # of a Stream, on all ranks, at a checkpoint
     graphs: Graphs | None = None
+    moving: MovingBuffers | None = None  # of a model in pieces
+    begun: bool = False  # a step was made in this session
     tests_gather: bool | None = None  # `test_step` has ranks exchange rows; None: not known yet
     profiler: profile | None = None
     folder: Path | None = None  # of the run; None: it leaves nothing
@@ -116,6 +122,17 @@ class Training:
         others = [p for p in self.loss_fn.parameters() if id(p) not in known and p.requires_grad]
         self.loss_parameters = others  # which DDP does not know
         self.parameters = of_model + others
+        whole = [p for p in of_model if p.requires_grad and not in_pieces(p)]
+        self.not_reduced = others + (whole if self.sharded else [])  # by backward passes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank holds a piece of the model: each forward pass is then collective."""
+        return self.recipe.shard
+
+    def passes(self, shard: Shard, loader: Loader) -> list[Pass]:
+        """Return the micro-batches of a step, or of a test batch, and whether they count."""
+        return passes_of(shard, loader.sampler, alike=self.sharded)
 
     def tested_weights(self) -> AbstractContextManager[None]:
         """Have in the model, for a while, what is tested and kept: the average, if there is one."""

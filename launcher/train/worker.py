@@ -53,7 +53,10 @@ def resume(training: Training, run: RunDir) -> int:
     """
     context = training.context
     training.made = as_made(training.optimizers, training.schedules, training.length)
-    training.odd = not_finite(unwrapped(training.model))
+    odd = not_finite(unwrapped(training.model))
+    if training.sharded:  # each rank knows of its pieces
+        odd = sorted({name for theirs in context.gather(odd) for name in theirs})
+    training.odd = odd
 
     def find() -> Checkpoint | None:
         with training.marker.beating():
@@ -188,7 +191,8 @@ def work(
             if context.rank == 0 and begun and error.step <= begun + 1:
                 _doubt(run, begun)
             raise
-        context.turn(lambda: _leave_results(training, run, result), mine=context.rank == 0)
+        writes = context.rank == 0 or training.sharded
+        context.turn(lambda: _leave_results(training, run, result), mine=writes)
 
 
 def _has_checkpoints(run: RunDir, context: Context) -> bool:
@@ -198,6 +202,8 @@ def _has_checkpoints(run: RunDir, context: Context) -> bool:
 def _leave_results(training: Training, run: RunDir, result: dict[str, Any]) -> None:
     with training.marker.beating():
         save_weights(training, run)
+    if training.context.rank:
+        return
     write_json(run.result, result)
     print(time_words(result["time_shares"]), last_words(result, run), sep="\n", flush=True)
 

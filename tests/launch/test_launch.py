@@ -165,6 +165,7 @@ def test_the_allocator_is_set_up_for_training_unless_the_user_has() -> None:
     name = "MALLOC_TRIM_THRESHOLD_"
     assert int(environment(Nodes(nproc=2), {})[name]) > 1 << 30
     assert environment(Nodes(nproc=2), {name: "1"})[name] == "1"
+    assert environment(Nodes(nproc=2), {}, shard=True)[name] == str(1 << 20)  # nothing is kept
 
 
 @pytest.mark.parametrize(
