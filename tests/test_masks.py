@@ -20,6 +20,7 @@ from launcher.masks import clean, clean_log, is_secret, masked, masked_words
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import SlurmFolder
 from launcher.slurm import submit
+from launcher.slurm.points import Wishes
 
 SECRET = "hunter2-of-the-hub"
 RECIPE = f"""
@@ -153,7 +154,7 @@ def test_what_is_submitted_keeps_secrets_for_its_owner(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    wishes = submit.Wishes("my.py", WORDS, run_dir=Path("job"), grid=["api_key=a-one,a-two"])
+    wishes = Wishes("my.py", WORDS, run_dir=Path("job"), grid=["api_key=a-one,a-two"])
     submit.make(submit.plan(wishes))
     files = [path for path in (folder / "job").rglob("*") if path.is_file()]
     telling = [path for path in files if re.search(rb"hunter2|a-one|a-two", path.read_bytes())]

@@ -21,6 +21,7 @@ from launcher.run import checkpoint_files
 from launcher.run.directory import RunDir
 from launcher.slurm import snapshot, submit
 from launcher.slurm.client import RefusedError
+from launcher.slurm.points import Wishes
 
 # Every name that a run directory has, as files of somebody who knows nothing of runs.
 THEIRS = {
@@ -181,7 +182,7 @@ def test_the_doctor_removes_no_folder_that_somebody_has_filled_meanwhile(
 
 
 def test_of_two_submissions_with_one_folder_the_first_keeps_it(folder: Path) -> None:
-    wishes = submit.Wishes("recipe.py", run_dir=Path("runs/shared"), tracking="disabled")
+    wishes = Wishes("recipe.py", run_dir=Path("runs/shared"), tracking="disabled")
     first, second = submit.plan(wishes), submit.plan(wishes)
     for plan in (first, second):  # both have looked before one of them makes it
         submit.check(plan, queue=False)
@@ -208,9 +209,7 @@ def test_a_submission_is_undone_where_slurm_has_refused_it_for_certain(
     made(folder, {"bin/sbatch": f"#!/bin/sh\necho 'sbatch: error: {says}' >&2; exit 1\n"})
     (tools / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
-    plan = submit.plan(
-        submit.Wishes("recipe.py", run_dir=Path("r"), grid=grid, tracking="disabled")
-    )
+    plan = submit.plan(Wishes("recipe.py", run_dir=Path("r"), grid=grid, tracking="disabled"))
     job = submit.make(plan)
     made(folder / "r", {"mine.txt": "mine"})
     with pytest.raises(LauncherError, match="sbatch failed") as caught:
@@ -231,7 +230,7 @@ def test_a_submission_that_cannot_be_written_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(submit, "write_text", full)
-    wishes = submit.Wishes("recipe.py", run_dir=Path("new/r"), grid=grid, tracking="disabled")
+    wishes = Wishes("recipe.py", run_dir=Path("new/r"), grid=grid, tracking="disabled")
     with pytest.raises(RunDirError, match="No space left on device"):
         submit.make(submit.plan(wishes))
     assert tree(folder) == before

@@ -54,6 +54,12 @@ def with_script_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def script_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a command's options that are for scripts."""
+    names = ("module", "progress", "on_resume", "stop_signal", "grace", "hang_timeout")
+    return {name: options[name] for name in names}
+
+
 class What(NamedTuple):
     """What a command was asked to run."""
 

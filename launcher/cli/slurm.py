@@ -13,7 +13,8 @@ import click
 from launcher.cli.answers import JSON, is_asked, tell, tell_of
 from launcher.cli.options import INIT_FROM, TRACKING
 from launcher.cli.say import say
-from launcher.cli.words import TakesHyperparameters
+from launcher.cli.scripts import refuse_for_script, script_options, what, with_script_options
+from launcher.cli.words import PassesOn
 from launcher.errors import BadInput, RunDirError, Stopped
 from launcher.job import lifecycle
 from launcher.job import node as job_node
@@ -24,6 +25,7 @@ from launcher.run.directory import RunDir
 from launcher.run.job import Job, SlurmFolder
 from launcher.slurm import control, local
 from launcher.slurm.options import sbatch_options, value_of
+from launcher.slurm.points import Program, Wishes
 
 if TYPE_CHECKING:
     from launcher.slurm.submit import Plan
@@ -73,11 +75,16 @@ def warn_if_stuck(jobs: Sequence[Job], run_dir: Path) -> None:
 _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 
 
-@click.command(cls=TakesHyperparameters)
-@click.argument("recipe")
-@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.command(cls=PassesOn)
+@click.argument("recipe", required=False, metavar="RECIPE|SCRIPT")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]... [-- ...]")
 @with_sbatch_options
-@click.option("--nproc", type=click.IntRange(1), help="Processes a node. [default: one per GPU]")
+@click.option(
+    "--nproc",
+    type=click.IntRange(1),
+    help="Processes a node. [default: one per GPU, else 1; for a script 1]",
+)
+@with_script_options
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="One run for each combination.")
 @click.option("--max-parallel", type=click.IntRange(1), help="Runs of a grid at the same time.")
 @click.option("--profile", default="default", help="Site profile: a name or a TOML file.")
@@ -102,20 +109,28 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
 @click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
 @JSON
-def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
+@click.pass_context
+def submit(
+    ctx: click.Context, /, recipe: str | None, words: tuple[str, ...], **options: Any
+) -> None:
     """Train RECIPE on a SLURM cluster, through preemption and time limits.
 
     The options come from the command line, else from the site profile. `--grid` makes an array of
     runs, one for each combination of values.
+
+    Any other Python program is a SCRIPT, started as it is: what comes after -- is the program's.
     """
     from launcher.slurm import shown as slurm_shown  # noqa: PLC0415  # brings Jinja, which is not light
     from launcher.slurm import submit as submission  # noqa: PLC0415
 
     if options["follow"] and (options["grid"] or is_asked()):
         raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
-    named = {one.name: options[one.name] for one in fields(submission.Wishes)[3:]}
-    wishes = submission.Wishes(recipe, words, sbatch_of(options), **named)
-    plan = submission.plan(wishes)
+    asked = what(recipe, words, ctx.args, options["nproc"], script_options(options))
+    refuse_for_script(asked, grid=options["grid"], init_from=options["init_from"])
+    own = asked.words if asked.script else (*asked.words, *ctx.args)
+    named = {one.name: options[one.name] for one in fields(Wishes)[3:]}
+    wishes = Wishes(asked.word, own, sbatch_of(options), **named)
+    plan = submission.plan(wishes, Program(asked.file, asked.script))
     for warning in plan.warnings:
         say(f"warning: {warning}", err=True, colour="yellow")
     if options["dry_run"]:
@@ -134,8 +149,8 @@ def submit(recipe: str, words: tuple[str, ...], **options: Any) -> None:
     where = shown(plan.request.run_dir)
     tell(jobs=[job.id for job in jobs], run_dir=str(plan.request.run_dir))
     say(f"job {', '.join(job.id for job in jobs)}: {where}")
-    what = "status" if plan.wishes.grid else "logs --follow"
-    say(f"follow it with: launcher {what} {where}")
+    how = "status" if plan.wishes.grid else "logs --follow"
+    say(f"follow it with: launcher {how} {where}")
     warn_if_stuck(jobs, plan.request.run_dir)
     if options["follow"]:
         sys.exit(0 if control.follow_run(plan.request.run_dir) == "completed" else 1)

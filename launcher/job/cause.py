@@ -5,26 +5,34 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.errors import LauncherError, NodeFailed, Stopped
+from launcher.job import scripts
 from launcher.launch.verdict import verdict
 from launcher.run import mark
 from launcher.run.directory import RunDir, read_json
 from launcher.run.node_marks import Came, to_blame
 from launcher.run.record import Record
+from launcher.run.told import is_script
 
 
 def cause(
     run: RunDir, told: Mapping[str, Any], came: Sequence[Came], code: int, *, stopped: bool
-) -> LauncherError:
-    """Return what ended an attempt; `stopped`: the whole job was asked to stop, or taken."""
+) -> LauncherError | None:
+    """Return what ended an attempt; `stopped`: the whole job was asked to stop, or taken.
+
+    None where a script completed: a recipe says so itself.
+    """
     by_node, ranks = _node_error(run), range(told["world_size"])
     # SLURM may ask steps alone. Not all nodes: srun asks the others when one of them has failed.
     stopped = stopped or all(one.asked for one in came)
-    if stopped and by_node is None and not _had_begun(run, ranks):
+    script = is_script(told)
+    if stopped and by_node is None and not script and not _had_begun(run, ranks):
         return Stopped("stopped on request, before training began")
     faulty = [one for one in came if one.fault and not one.lived]
     blamed = to_blame(came, {})
     if first := next(iter([*(one for one in faulty if one.node in blamed), *faulty]), None):
         return NodeFailed(first.fault, hint=first.hint)
+    if script:
+        return by_node or scripts.cause(run, told, came, code, stopped=stopped)
     if by_node is None and _had_begun(run, ranks) and _was_ended(run, came, len(ranks)):
         return Stopped("ended by SLURM before all could stop")
     return by_node or verdict(run, ranks, range(told["nodes"]), code) or Stopped("stopped")

@@ -17,15 +17,18 @@ from launcher.errors import (
     RunDirError,
     Stopped,
 )
+from launcher.job import scripts
+from launcher.job.budgets import Budgets
 from launcher.job.cause import cause
 from launcher.job.turn import taken_over, wait_for_turn
 from launcher.launch.launch import Nodes, threads_of
-from launcher.launch.resume import is_completed, resumed
+from launcher.launch.resume import gone_on_with, is_completed
 from launcher.run import checkpoint_files, lock, mark
 from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder, Verdict
 from launcher.run.node_marks import Came, alike, look_at_all, to_blame
 from launcher.run.record import write_result
+from launcher.run.told import is_script
 from launcher.slurm.client import hostnames, job_state
 
 TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
@@ -48,37 +51,6 @@ class Here:
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{task}" if task else env["SLURM_JOB_ID"]
         restart = int(env.get("SLURM_RESTART_COUNT") or 0)
         return cls(job, restart, env.get("SLURM_JOB_NODELIST", ""))
-
-
-@dataclass(frozen=True)
-class Budgets:
-    """How often a job may start again, by reason, and whether anything starts it again at all."""
-
-    max_requeues: int  # after time limits; and as often after nodes were taken away
-    max_failures: int
-    restart: bool  # by requeueing, or by the next job of a chain
-
-    @classmethod
-    def of(cls, asked: Mapping[str, Any]) -> "Budgets":
-        """Return what was asked for."""
-        return cls(asked["max_requeues"], asked["max_failures"], asked["restart"] != "never")
-
-    def used_up(self, attempts: Sequence[Attempt]) -> str | None:
-        """Return why the job may not start again after these attempts, None where it may."""
-        last = attempts[-1]
-        count = sum(one.verdict == last.verdict for one in attempts)
-        if last.verdict == "failed" and count > self.max_failures:
-            return f"failed {count} times; --max-failures allows {self.max_failures}"
-        if last.verdict in ("timeout", "interrupted") and count > self.max_requeues:
-            words = {"timeout": "came to its time limit", "interrupted": "was interrupted"}
-            what = words[last.verdict]
-            return f"{what} {count} times; --max-requeues allows {self.max_requeues}"
-        # Where nodes were taken away nobody knows how far it might have come.
-        alike = [one.step for one in attempts[:-1] if one.verdict == last.verdict]
-        got_on = not alike or last.step > max(alike) or last.bad_nodes
-        if last.verdict in ("timeout", "failed") and not got_on:
-            return f"the last start made no progress: step {last.step} is no farther than before"
-        return None
 
 
 @dataclass(frozen=True)
@@ -118,11 +90,13 @@ def _begin(run: RunDir, here: Here) -> str:
         _refuse_to_go_on(run, attempts, Budgets.of(asked))
     nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
     if folder.attempts():
-        told = resumed(run, {}, nodes, allow_changes=False)
+        told = gone_on_with(run, nodes)
     run.write_config(told | {"threads": threads_of(nodes, told)})
     _forget_last_end(run)
     folder.blame_unfit()
     folder.start(here.job, here.restart, here.nodes)
+    if is_script(told):
+        scripts.begin(run)
     saved = checkpoint_files.all_of(run.checkpoints)
     onward = f"goes on after step {saved[-1].step}" if saved else "starts"
     return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1})"
@@ -139,26 +113,36 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
         words = f"error: {other} writes to `{run.path}` now: how this start ended is not noted"
         return End(0 if _completed(run, told) else RunDirError.exit_code, words)
     if _completed(run, told):
-        if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
-            folder.end("completed", 0, reach(run), [])
-        return End(0, "")
+        return _whole(run, folder, asked)
     state, before = job_state(here.job), _attempts(folder, asked)
     came = look_at_all(run, asked["nproc"], hostnames(here.nodes) or [""] * told["nodes"])
     error = cause(run, told, came, code, stopped=bool(heard) or _is_taken(state))
+    if error is None:
+        _write_end(run, before, None)
+        return _whole(run, folder, asked)
     kind = judge(error, heard, state)
     known = {name for one in folder.attempts() for name in one.bad_nodes}
     if kind == "failed":
         error = _note_bad_nodes(folder, came, before, error)
     new_bad = sorted(folder.bad_nodes().keys() - known)
     last = Attempt(here.job, here.restart, here.nodes, 0, kind, code, reach(run), None, new_bad)
+    if is_script(told):
+        last = scripts.judged(told, before, last, error)
     told_end = answer(error, [*before[:-1], last], Budgets.of(asked), state)
-    folder.end(kind, told_end.code, last.step, new_bad)
+    folder.end(kind, told_end.code, last.step, new_bad, got_on=last.got_on, error=last.error)
     if kind in ("timeout", "interrupted") and not isinstance(error, Stopped):
         error = Stopped(f"SLURM ended the job: {error.message}")
     _write_end(run, before, error, told_end.given_up)
     if not (bad := folder.bad_nodes()):
         return told_end
     return replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
+
+
+def _whole(run: RunDir, folder: SlurmFolder, asked: Mapping[str, Any]) -> End:
+    """Note that a run is completed, where that is not noted yet."""
+    if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
+        folder.end("completed", 0, reach(run), [])
+    return End(0, "")
 
 
 def _note_bad_nodes(
@@ -184,14 +168,18 @@ def _note_bad_nodes(
 
 
 def _write_end(
-    run: RunDir, attempts: Sequence[Attempt], error: LauncherError, given_up: str
+    run: RunDir, attempts: Sequence[Attempt], error: LauncherError | None, given_up: str = ""
 ) -> None:
-    """Write result.json: how the run ended, or why it was given up."""
+    """Write result.json: how the run ended (None: it completed), or why it was given up."""
     seconds = time.time() - (attempts[0].started if attempts else time.time())
     if given_up:
-        said = "" if isinstance(error, Stopped) else f": {error.message}"
+        said = "" if error is None or isinstance(error, Stopped) else f": {error.message}"
         error = BudgetUsedUp(f"given up: {given_up}{said}")
-    write_result(run, run.read_config()["world_size"], error, seconds)
+    told = run.read_config()
+    if is_script(told):
+        scripts.write_result(run, told, error, seconds)
+    elif error:
+        write_result(run, told["world_size"], error, seconds)
 
 
 def _is_taken(state: Mapping[str, str]) -> bool:
@@ -231,7 +219,7 @@ def answer(
 
 
 def reach(run: RunDir) -> int:
-    """Return how many optimizer steps a run has come to, saved or not."""
+    """Return how many optimizer steps a run has come to, saved or not; 0 where nobody says so."""
     found = mark.read(run.mark(0))
     saved = [checkpoint.step for checkpoint in checkpoint_files.all_of(run.checkpoints)]
     return max([found.steps if found else 0, *saved])

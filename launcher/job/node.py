@@ -11,8 +11,9 @@ from functools import partial
 from launcher.doctor.doctor import vet
 from launcher.errors import BadInput, NodeFailed, Stopped, TrainingFailed
 from launcher.gpus import gpus
-from launcher.launch.launch import Launch, Nodes, check, launch
+from launcher.launch.launch import Launch, Nodes, check
 from launcher.launch.resume import is_completed
+from launcher.launch.script import launch
 from launcher.processes import LOADED, orderly
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import SlurmFolder

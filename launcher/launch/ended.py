@@ -22,11 +22,13 @@ def verdict(
     node_ranks: Sequence[int],
     exit_code: int,
     because: LauncherError | None = None,
+    *,
+    heed_agents: bool = True,
 ) -> LauncherError | None:
     """Return what went wrong with some ranks of a script, of some machines; None if they completed.
 
     Records are there where a script uses `launcher.attach`, and stand. `because` is what `asked`
-    of `launcher.launch.verdict` returns.
+    of `launcher.launch.verdict` returns; agents note, too, that they were asked to stop.
     """
     ended, records = Ends.read(run, node_ranks), Record.read_all(run, ranks)
     if isinstance(because, NodeFailed):  # it killed them
@@ -34,11 +36,12 @@ def verdict(
     failed = next((record for record in records if record.state == "failed"), None)
     done = len(ended.ends) == len(ranks) and not any(end.code for end in ended.ends)
     came_to_its_end = bool(records) and all(record.state == "completed" for record in records)
-    if done and not failed and (came_to_its_end or not (because or ended.asked)):
+    was_asked = because is not None or (heed_agents and ended.asked)
+    if done and not failed and (came_to_its_end or not was_asked):
         if stopped := [record for record in records if record.state == "stopped"]:
             return _stopped(run, stopped[0].error)
         return None
-    if because or ended.asked:
+    if was_asked:
         said = [record.error for record in records if record.state == "stopped" and record.error]
         return _stopped(run, said[0] if said else "stopped on request")
     return _failure(run, ended.ends, failed, records) or _unheard(run, node_ranks, exit_code)

@@ -109,6 +109,11 @@ def starts(run: RunDir) -> int:
     return int((read_json(_starts_file(run)) or {}).get("starts", 0))
 
 
+def note_start(run: RunDir, start: int) -> None:
+    """Note which start of a script this is, counted from 1."""
+    write_json(_starts_file(run), {"starts": start})
+
+
 def _starts_file(run: RunDir) -> Path:
     return run.logs / "starts.json"
 
@@ -172,8 +177,9 @@ def _attempt(
     """Start the processes once; returns how they ended, None where they completed."""
     run, node_rank = job.run, job.nodes.node_rank
     run.logs.mkdir(parents=True, exist_ok=True)
-    start = starts(run) + 1
-    write_json(_starts_file(run), {"starts": start})
+    start = starts(run) + (0 if job.managed else 1)  # a job has counted it for all machines
+    if not job.managed:
+        note_start(run, start)
     for path in [*map(run.mark, job.ranks), *map(run.record, job.ranks), run.exits(node_rank)]:
         path.unlink(missing_ok=True)
     plan = plan_of(job, told, script, start)

@@ -41,6 +41,8 @@ _EVENT = {
     "step": int,
     "ended": int | float | None,
     "bad_nodes": list,
+    "got_on": bool | None,
+    "error": str,
 }
 
 
@@ -71,6 +73,8 @@ class Attempt:
     step: int = 0  # optimizer steps done at its end, over the whole run
     ended: float | None = None
     bad_nodes: list[str] = field(default_factory=list)  # found in this attempt
+    got_on: bool | None = None  # of a script that tells no step
+    error: str = ""  # of a script's
 
 
 @dataclass(frozen=True)
@@ -190,10 +194,13 @@ class SlurmFolder:
         kept = ("job", "restart", "nodes", "started")
         self._append({"event": "start"} | {name: getattr(attempt, name) for name in kept})
 
-    def end(self, verdict: Verdict, code: int, step: int, bad_nodes: list[str]) -> None:
-        """Note how the last attempt ended."""
+    def end(
+        self, verdict: Verdict, code: int, step: int, bad_nodes: list[str], **of_script: Any
+    ) -> None:
+        """Note how the last attempt ended; `of_script` are fields of its that are set."""
         told = {"verdict": verdict, "code": code, "step": step, "bad_nodes": bad_nodes}
-        self._append({"event": "end"} | told | {"ended": time.time()})
+        more = {name: value for name, value in of_script.items() if value not in (None, "")}
+        self._append({"event": "end"} | told | more | {"ended": time.time()})
 
     def bad_nodes(self) -> dict[str, str]:
         """Return the nodes that were to blame for a failure, with the reason."""

@@ -57,16 +57,16 @@ class _Tree(NamedTuple):
     in_git: bool = True
 
 
-def take(run: RunDir, recipe_path: Path) -> Snapshot:
-    """Copy the code that a recipe belongs to into the run directory.
+def take(run: RunDir, recipe_path: Path, module: str | None = None) -> Snapshot:
+    """Copy the code that a recipe, a script or a `module` belongs to into the run directory.
 
-    A recipe that git ignores counts as one outside of git. Raises BadInput where the code is too
+    A file that git ignores counts as one outside of git. Raises BadInput where the code is too
     much, or git fails, and RunDirError where it cannot be copied; then nothing is left of it.
     """
     recipe = recipe_path.resolve()
     with _made(run) as beside:
         own = RunDir(run.path.resolve())
-        tree = _git_tree(recipe, own) or _plain_tree(recipe, own)
+        tree = _git_tree(recipe, own, module) or _plain_tree(recipe, own, module)
         sizes = _sizes(tree)
         links = _left_out(tree.root, sizes)
         _check_size(sizes, links)
@@ -92,7 +92,7 @@ def take(run: RunDir, recipe_path: Path) -> Snapshot:
     )
 
 
-def _git_tree(recipe: Path, run: RunDir) -> _Tree | None:
+def _git_tree(recipe: Path, run: RunDir, module: str | None) -> _Tree | None:
     """Return the git tree that a recipe is part of, the outermost; None where there is none."""
     try:
         root = _git(recipe.parent, "rev-parse", "--show-toplevel").removesuffix("\n")
@@ -106,8 +106,9 @@ def _git_tree(recipe: Path, run: RunDir) -> _Tree | None:
         if "not a git repository" in said:
             return None
         raise BadInput(f"git cannot read the tree of `{recipe}`: {said}", hint=_HINT) from error
-    name = os.path.relpath(recipe, root)
-    return tree if name in tree.tracked | tree.untracked else None
+    inside = not module or Path.cwd().is_relative_to(root)
+    known = os.path.relpath(recipe, root) in tree.tracked | tree.untracked
+    return tree if inside and known else None
 
 
 def _repository(root: Path, run: RunDir, prefix: str = "") -> _Tree:
@@ -146,9 +147,7 @@ def _outside_of_runs(root: Path, names: Iterable[str], run: RunDir) -> Iterator[
     runs: dict[PurePath, bool] = {}
     for name in names:
         parents = PurePath(name).parents
-        for folder in parents:
-            if folder not in runs:
-                runs[folder] = _is_run(root / folder, run)
+        runs |= {one: _is_run(root / one, run) for one in parents if one not in runs}
         if not any(runs[folder] for folder in parents):
             yield name
 
@@ -156,14 +155,16 @@ def _outside_of_runs(root: Path, names: Iterable[str], run: RunDir) -> Iterator[
 def _is_run(folder: Path, run: RunDir) -> bool:
     """Whether a folder is a run directory, the new one's own, or one of an array of runs."""
     found = RunDir(folder)
-    is_run = found.recipe.exists() and "world_size" in (read_json(found.config) or {})
+    has_text = found.recipe.exists() or found.script.exists()
+    is_run = has_text and "world_size" in (read_json(found.config) or {})
     return is_run or folder == run.path or SlurmFolder.of(found).exists()
 
 
-def _plain_tree(recipe: Path, run: RunDir) -> _Tree:
+def _plain_tree(recipe: Path, run: RunDir, module: str | None) -> _Tree:
     """Return what counts as code where git doesn't know."""
-    root, name = package(recipe)
-    found = islice(_walk(root / name.split(".")[0], run), 10 * MAX_FILES)  # more is too much
+    root, name = (Path.cwd().resolve(), module) if module else package(recipe)
+    top = root / name.split(".")[0]  # a package, where it is in one
+    found = islice(_walk(top if top.is_dir() else root, run), 10 * MAX_FILES)  # more is too much
     return _Tree(root, set(), {os.path.relpath(path, root) for path in found}, b"", in_git=False)
 
 
@@ -271,8 +272,7 @@ def _copy(root: Path, name: str, target: Path) -> None:
     copy.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
         leads_to = os.path.normpath(source.parent / source.readlink())
-        inside = Path(leads_to).is_relative_to(root)
-        copy.symlink_to(source.readlink() if inside else leads_to)
+        copy.symlink_to(source.readlink() if Path(leads_to).is_relative_to(root) else leads_to)
     else:
         shutil.copy2(source, copy)
 

@@ -5,63 +5,28 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from launcher.errors import BadInput, RunDirError
 from launcher.files import make_new_folder, remove_empty
+from launcher.launch.launch import Nodes
 from launcher.masks import masked_words
-from launcher.recipe.base import Recipe
-from launcher.recipe.file import RecipeFile, find, outline
-from launcher.recipe.hyperparameters import configure, grid, one_length, split_overrides
+from launcher.recipe.file import find
 from launcher.run import wandb
-from launcher.run.config import describe, new_run_path
+from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, write_json, write_text
 from launcher.run.job import Job, SlurmFolder
 from launcher.run.weights import weights_of
 from launcher.slurm import client, options, render, snapshot
 from launcher.slurm import profile as slurm_profile
 from launcher.slurm.options import Setting, gpus_of, nodes_of
+from launcher.slurm.points import Point, Program, Wishes, own_config, points_of, shared_config
 from launcher.slurm.render import Request, Scripts
 
 DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What was asked for on the command line; the fields have the names of its options."""
-
-    recipe: str
-    overrides: Sequence[str] = ()
-    sbatch: Mapping[str, str] | None = None  # options of sbatch, without dashes
-    grid: Sequence[str] = ()  # key=v1,v2
-    max_parallel: int | None = None
-    nproc: int | None = None
-    run_dir: Path | None = None
-    profile: str = "default"
-    template: Path | None = None
-    no_requeue: bool = False
-    chain: int | None = None  # how many dependent jobs
-    max_requeues: int = 100
-    max_failures: int = 3
-    no_snapshot: bool = False
-    no_checks: bool = False  # of the nodes, before each start
-    tracking: str | None = None
-    init_from: Path | None = None  # a run directory, or a file of weights
-
-    @property
-    def restart(self) -> Literal["requeue", "chain", "never"]:
-        """What starts the job again."""
-        return "chain" if self.chain else "never" if self.no_requeue else "requeue"
-
-
-class Point(NamedTuple):
-    """One run of a submission: the whole of it, or one point of a grid."""
-
-    run: RunDir
-    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -69,7 +34,7 @@ class Plan:
     """All that a submission will do; nothing is written yet."""
 
     wishes: Wishes
-    file: RecipeFile
+    program: Program
     points: list[Point]
     request: Request
     settings: Mapping[str, Setting]
@@ -99,17 +64,23 @@ class Plan:
         for path in (self.request.run_dir, Path(self.request.python)):
             if path.is_relative_to(tempfile.gettempdir()):
                 found.append(f"{path} is in {tempfile.gettempdir()}, which other nodes do not see")
+        if self.program.is_installed and not self.wishes.no_snapshot:
+            found.append(f"{self.program.file.path} is installed: the job runs what it finds then")
         return found
 
 
-def plan(wishes: Wishes) -> Plan:
-    """Return what a submission will do; raises BadInput for whatever can be seen to be wrong."""
+def plan(wishes: Wishes, program: Program | None = None) -> Plan:
+    """Return what a submission will do; raises BadInput for whatever can be seen to be wrong.
+
+    `program` is what `wishes.recipe` names, where that has been looked at before.
+    """
     if wishes.no_requeue and wishes.chain:
         raise BadInput("--chain goes on where --no-requeue would not", hint="give one of them")
     wandb.mode_of(wishes.tracking)  # raises for an unknown word, before anything is written
     if wishes.init_from:
         wishes = replace(wishes, init_from=weights_of(wishes.init_from))
-    file = find(wishes.recipe)
+    program = program or Program(find(wishes.recipe))
+    file = program.file
     templates = [wishes.template or file.path.parent / "slurm"]
     if wishes.template and not wishes.template.is_dir():
         raise BadInput(f"--template {wishes.template} is no folder")
@@ -119,11 +90,10 @@ def plan(wishes: Wishes) -> Plan:
     defaults = DEFAULTS | {"job-name": file.name}
     settings = options.settled(wishes.sbatch or {}, profile, defaults, sites)
     gpus = gpus_of(settings)
-    nproc = wishes.nproc or gpus or 1
+    nproc = wishes.nproc or (0 if program.script else gpus) or 1
     options.add_consequences(settings, nproc, gpus)
     run_dir = (wishes.run_dir or new_run_path(file.name)).absolute()
-    recipes = list(_recipes(wishes, file))
-    paths = [run_dir / str(task) for task in range(len(recipes))] if wishes.grid else [run_dir]
+    points = points_of(wishes, program, run_dir)
     limit = f"%{wishes.max_parallel}" if wishes.max_parallel else ""
     request = Request(
         run_dir=run_dir,
@@ -134,10 +104,9 @@ def plan(wishes: Wishes) -> Plan:
         profile=profile,
         gpus=gpus,
         requeue=wishes.restart == "requeue",
-        array=f"0-{len(recipes) - 1}{limit}" if wishes.grid else None,
+        array=f"0-{len(points) - 1}{limit}" if wishes.grid else None,
     )
-    points = [Point(RunDir(path), recipe) for path, recipe in zip(paths, recipes, strict=True)]
-    return Plan(wishes, file, points, request, settings, templates)
+    return Plan(wishes, program, points, request, settings, templates)
 
 
 def check(plan: Plan, *, queue: bool = True) -> str:
@@ -163,13 +132,16 @@ def make(plan: Plan) -> SlurmFolder:
     try:
         folder.path.mkdir()
         request, facts = _snapshot(plan)
-        shared = _config(plan) | facts
+        nodes = Nodes(plan.request.nproc, plan.nodes, cpu=plan.cpu)
+        shared = shared_config(plan.program, plan.points[0], nodes, plan.wishes.init_from) | facts
+        group = plan.request.run_dir.name if plan.wishes.grid else None
         for task, point in enumerate(plan.points):
-            point.run.fill(shared | _own_config(plan, point.recipe), plan.file.source)
+            own = own_config(plan.wishes, plan.program, point, group)
+            point.run.fill(shared | own, plan.program.file.source)
             if plan.wishes.grid:
-                own = SlurmFolder.of(point.run)
-                own.path.mkdir()
-                write_json(own.job, _asked(plan) | {"array_task": task})
+                inner = SlurmFolder.of(point.run)
+                inner.path.mkdir()
+                write_json(inner.job, _asked(plan) | {"array_task": task})
         write_json(folder.job, _asked(plan) | {"jobs": []})
         batch, node = render.render(request, plan.templates)
         write_text(folder.node, node)
@@ -230,53 +202,24 @@ def submit(plan: Plan, folder: SlurmFolder) -> list[Job]:
         raise
 
 
-def _recipes(wishes: Wishes, file: RecipeFile) -> Iterator[Recipe]:
-    """Give the recipe of each point, the last key of the grid moving fastest."""
-    overrides, axes = split_overrides(wishes.overrides), split_overrides(wishes.grid)
-    if twice := overrides.keys() & axes.keys():
-        raise BadInput(f"`{min(twice)}` is given as an override and in --grid")
-    length = one_length([*overrides, *axes])
-    recipe_type = outline(file)
-    for point in grid(recipe_type, wishes.recipe, axes):
-        yield configure(recipe_type, wishes.recipe, overrides | length | point)
-
-
-def _config(plan: Plan) -> dict[str, Any]:
-    """Return what config.json says of all runs alike."""
-    return describe(
-        plan.file,
-        plan.points[0].recipe,
-        nproc=plan.request.nproc,
-        nnodes=plan.nodes,
-        cpu=plan.cpu,
-        init_from=plan.wishes.init_from,
-    )
-
-
-def _own_config(plan: Plan, recipe: Recipe) -> dict[str, Any]:
-    """Return what config.json says of one run: the runs of a grid are a group in W&B."""
-    group = plan.request.run_dir.name if plan.wishes.grid else None
-    return {
-        "hyperparameters": recipe.hyperparameters(),
-        "seed": recipe.seed,
-        "tracking": wandb.tracking(plan.file.name, plan.wishes.tracking, group=group),
-    }
-
-
 def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
     """Copy the code; returns the request with its place, and what config.json says of it."""
-    if plan.wishes.no_snapshot:
-        return plan.request, {}
-    taken = snapshot.take(RunDir(plan.request.run_dir), plan.file.path)
+    script = plan.program.script
+    if plan.wishes.no_snapshot or plan.program.is_installed:
+        return replace(plan.request, workdir=Path.cwd()), {}
+    module = script.module if script else None
+    taken = snapshot.take(RunDir(plan.request.run_dir), plan.program.file.path, module)
     facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
     facts["folder"] = str(taken.workdir)  # where it runs
+    if script and script.file:
+        facts["script"] = script.told() | {"file": str(taken.recipe_path)}
     return replace(plan.request, workdir=taken.workdir), facts
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
     """Return what job.json says."""
     wishes, settings = plan.wishes, plan.settings
-    parameters = plan.points[0].recipe.hyperparameters()
+    parameters = plan.points[0].hyperparameters
     exclude = settings.get("exclude")
     return {
         "recipe": wishes.recipe,

@@ -20,7 +20,8 @@ from launcher.errors import (
     TrainingFailed,
 )
 from launcher.job import lifecycle, turn
-from launcher.job.lifecycle import Budgets, Here, answer, judge
+from launcher.job.budgets import Budgets
+from launcher.job.lifecycle import Here, answer, judge
 from launcher.run import lock, mark, node_marks
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import Attempt, SlurmFolder, Verdict

@@ -16,6 +16,7 @@ from training import RECIPES
 from launcher.errors import BadInput, RunDirError
 from launcher.run.directory import RunDir, write_json
 from launcher.slurm import snapshot, submit
+from launcher.slurm.points import Wishes
 from launcher.slurm.snapshot import Snapshot
 
 PROJECT = {
@@ -479,7 +480,7 @@ def test_a_submission_that_is_refused_takes_its_snapshot_with_it(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "my.py").write_text((RECIPES / "curve.py").read_text())
-    plan = submit.plan(submit.Wishes("my.py", run_dir=Path("runs/r"), tracking="disabled"))
+    plan = submit.plan(Wishes("my.py", run_dir=Path("runs/r"), tracking="disabled"))
     folder = submit.make(plan)
     monkeypatch.setenv("PATH", "")  # no sbatch
     with pytest.raises(BadInput, match="there is no `sbatch` here"):

@@ -17,7 +17,7 @@ from training import RECIPES, Run, launcher, started, wait_for
 from launcher.errors import BadInput, RunDirError
 from launcher.run.job import SlurmFolder
 from launcher.slurm import client, submit
-from launcher.slurm.submit import Wishes
+from launcher.slurm.points import Wishes
 
 CURVE = RECIPES / "curve.py"
 
@@ -60,7 +60,7 @@ def test_a_grid_may_list_lists(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(source)
     grid = ["betas=[0.9, 0.999],(0.8, 0.99)", "learning_rate=[0.1, 1e-2]"]
     found = submit.plan(wishes(recipe=str(tmp_path / "mine.py"), grid=grid)).points
-    values = [(p.recipe.hyperparameters()["betas"], p.recipe.learning_rate) for p in found]
+    values = [(p.hyperparameters["betas"], p.hyperparameters["learning_rate"]) for p in found]
     first, second = [0.9, 0.999], [0.8, 0.99]
     assert values == [(first, 0.1), (first, 0.01), (second, 0.1), (second, 0.01)]
 
@@ -111,7 +111,8 @@ def test_whom_to_write_to_also_says_when() -> None:
 
 def test_a_grid_has_a_run_for_each_combination_the_last_key_moving_fastest() -> None:
     plan = submit.plan(wishes(grid=["learning_rate=0.1,0.01", "seed=0,1"], max_parallel=2))
-    found = [(one.recipe.learning_rate, one.recipe.seed) for one in plan.points]
+    told = [one.hyperparameters for one in plan.points]
+    found = [(one["learning_rate"], one["seed"]) for one in told]
     assert found == [(0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)]
     assert [one.run.path.name for one in plan.points] == ["0", "1", "2", "3"]
     assert plan.request.array == "0-3%2"
