@@ -1,7 +1,7 @@
 """Runs that were submitted to a test cluster: meet them, wait for them, compare them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,15 @@ class Submitted(Run):
         result = self.path / "result.json"
         return result.exists() and self.result["state"] == "completed"
 
+    @property
+    def state(self) -> str:
+        """SLURM's word for the job."""
+        return self.cluster.state(self.job)
+
+    def log(self, rank: int) -> list[str]:
+        """What a process said."""
+        return RunDir(self.path).log(rank).read_text().splitlines()
+
     def wait(self, *states: str, timeout_s: float = 300) -> str:
         try:
             return self.cluster.wait(self.job, *states or ENDS, timeout_s=timeout_s)
@@ -53,9 +62,15 @@ class Submitted(Run):
 
 
 def submit(
-    cluster: Cluster, folder: Path, *words: object, env: Mapping[str, str] | None = None
+    cluster: Cluster,
+    folder: Path,
+    *words: object,
+    env: Mapping[str, str] | None = None,
+    after: Sequence[object] = (),
 ) -> Submitted:
+    """Submit a run in a folder; `after` are the words for a script."""
     words = ("submit", *words, "--no-checks", "--run-dir", folder / "r", "--json")
+    words += ("--", *after) if after else ()
     done = launcher(*words, cwd=folder, env=cluster.env | dict(env or {}))
     assert done.returncode == 0, done.stderr
     return Submitted(folder / "r", cluster, int(json.loads(done.stdout)["jobs"][0]))

@@ -22,7 +22,7 @@ from launcher.job.budgets import Budgets
 from launcher.job.cause import cause
 from launcher.job.turn import taken_over, wait_for_turn
 from launcher.launch.launch import Nodes, threads_of
-from launcher.launch.resume import gone_on_with, is_completed
+from launcher.launch.resume import is_completed, resumed
 from launcher.run import checkpoint_files, lock, mark
 from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder, Verdict
@@ -90,7 +90,10 @@ def _begin(run: RunDir, here: Here) -> str:
         _refuse_to_go_on(run, attempts, Budgets.of(asked))
     nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
     if folder.attempts():
-        told = gone_on_with(run, nodes)
+        if is_script(told):
+            told = scripts.resumed(run, told, nodes)
+        else:
+            told = resumed(run, {}, nodes, allow_changes=False)
     run.write_config(told | {"threads": threads_of(nodes, told)})
     _forget_last_end(run)
     folder.blame_unfit()

@@ -9,6 +9,7 @@ from launcher.errors import LauncherError, Stopped
 from launcher.launch import script as scripts
 from launcher.launch.ended import alike, verdict
 from launcher.launch.launch import Nodes
+from launcher.launch.resume import resumed_script
 from launcher.run.directory import RunDir
 from launcher.run.job import Attempt
 from launcher.run.node_marks import Came
@@ -74,6 +75,14 @@ def judged(
     again = bool(same) and alike(LauncherError(same[0].error), error)
     quick = last.verdict == "failed" and time.time() - began < _QUICK_S
     return replace(last, got_on=not (quick and again))
+
+
+def resumed(run: RunDir, told: Mapping[str, Any], nodes: Nodes) -> dict[str, Any]:
+    """Return the configuration that a later start goes on with.
+
+    Without a snapshot the code is as it is when the job starts.
+    """
+    return resumed_script(run, nodes, None, allow_changes="snapshot" not in told)
 
 
 def begin(run: RunDir) -> None:

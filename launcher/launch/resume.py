@@ -123,14 +123,6 @@ def resumed_script(
     }
 
 
-def gone_on_with(run: RunDir, nodes: Nodes) -> dict[str, Any]:
-    """Return the configuration that a later start of a job goes on with; raises as `resumed` do."""
-    told = run.read_config()
-    if is_script(told):  # without a snapshot it is as it is when the job starts
-        return resumed_script(run, nodes, None, allow_changes="snapshot" not in told)
-    return resumed(run, {}, nodes, allow_changes=False)
-
-
 def resumed(
     run: RunDir, overrides: Mapping[str, str], nodes: Nodes, *, allow_changes: bool
 ) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from launcher.node.company import Company
 from launcher.processes import die_with_parent, without_ours
+from launcher.ranks.interface import choose
 from launcher.run import mark
 from launcher.run.directory import RunDir
 from launcher.script.ends import START_AGAIN, End, Ends
@@ -147,6 +148,8 @@ def main(arguments: list[str]) -> NoReturn:
     run, plan, requests = RunDir(Path(folder)), Plan(**json.loads(told)), _Requests()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *_RESET):
         signal.signal(number, requests.hear)
+    if plan.nnodes > 1:
+        choose(plan.host)
     company = Company(plan)
     team = _Team(run, plan, company, requests)
     team.living = [_start(run, plan, company, rank, command) for rank in plan.ranks]

@@ -1,0 +1,200 @@
+"""Scripts as jobs, on a real cluster of two nodes and on this machine: disturbed, they go on."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from slurm_cluster import Cluster, missing, slurm_cluster
+from submitted import Submitted, submit, verdicts
+from training import Run, launcher, started, wait_for
+
+from launcher.run.directory import RunDir
+from launcher.run.job import SlurmFolder
+from launcher.slurm.control import log_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
+
+# As people write them: a checkpoint of its own, and no idea that it may be stopped.
+PLAIN = """\
+import argparse, os, time
+from pathlib import Path
+import torch, torch.distributed as dist
+from helper import NAME
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int)
+parser.add_argument("--resume")
+args = parser.parse_args()
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+saved = Path("ckpt", "last.txt")
+step = int(Path(args.resume, "last.txt").read_text()) if args.resume else 0
+print(f"{NAME} {rank} of {world}, start {os.environ['LAUNCHER_START']} from {step}", flush=True)
+while step < args.steps:
+    ones = torch.ones(1)
+    dist.all_reduce(ones)
+    assert ones.item() == world
+    step += 1
+    if rank == 0:
+        saved.parent.mkdir(exist_ok=True)
+        saved.with_suffix(".new").write_text(str(step))
+        saved.with_suffix(".new").rename(saved)
+    time.sleep(0.3)
+dist.destroy_process_group()
+print("done", step, flush=True)
+"""
+
+ATTACHED = """\
+import sys, time
+import torch, torch.distributed as dist
+import launcher
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+weights = torch.zeros(4)
+
+def save(folder):
+    if run.rank == 0:
+        torch.save(weights, folder / "weights.pt")
+
+def load(folder):
+    weights.copy_(torch.load(folder / "weights.pt"))
+
+run = launcher.attach(save=save, load=load, checkpoint_every=5)
+for step in run.steps(int(sys.argv[1])):
+    gradient = torch.arange(4.0) * (run.rank + 1) / (step + 1)
+    dist.all_reduce(gradient)
+    weights -= 0.1 * gradient
+    run.log(step, loss=float(weights.norm()))
+    time.sleep(float(sys.argv[2]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := missing():
+        pytest.skip(reason)
+    extra = ["MessageTimeout=10"]  # as in test_cluster_jobs
+    with slurm_cluster(tmp_path_factory.mktemp("slurm"), cpus=4, extra=extra) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the scripts."""
+    (tmp_path / "train.py").write_text(PLAIN)
+    (tmp_path / "helper.py").write_text("NAME = 'rank'\n")
+    (tmp_path / "attached.py").write_text(ATTACHED)
+    return tmp_path
+
+
+def test_a_plain_script_goes_on_after_a_time_limit_with_its_own_checkpoint(
+    cluster: Cluster, folder: Path
+) -> None:
+    words = ["--nodes=2", "--nproc=1", "--progress=ckpt", "--on-resume=--resume ckpt"]
+    job = submit(cluster, folder, "train.py", *words, "--sbatch=hold", after=["--steps", 40])
+    (folder / "helper.py").write_text("raise SystemExit('edited')")  # too late
+    cluster.run("scontrol", "release", str(job.job))
+    saved = job.path / "snapshot" / "ckpt" / "last.txt"
+    wait_for(lambda: saved.exists() or job.state == "FAILED", timeout_s=120)
+    cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["timeout", "completed"]
+    told = {name: job.result[name] for name in ("state", "exit_code", "starts", "world_size")}
+    assert told == {"state": "completed", "exit_code": 0, "starts": 2, "world_size": 2}
+    for rank in (0, 1):
+        first, second = [line for line in job.log(rank) if line.startswith("rank")]
+        assert first == f"rank {rank} of 2, start 1 from 0"
+        assert second.startswith(f"rank {rank} of 2, start 2 from ")
+        assert not second.endswith(" 0")
+        assert job.log(rank)[-1] == "done 40"
+    assert not any(cluster.processes(node) for node in cluster.nodes)
+    check_commands(cluster, job)
+
+
+def check_commands(cluster: Cluster, job: Submitted) -> None:
+    """What there is for jobs knows one of a script."""
+    status = launcher("status", job.path, "--json", cwd=job.path, env=cluster.env)
+    [row] = json.loads(status.stdout)
+    assert (row["state"], row["starts"]) == ("completed", 2)
+    logs = launcher("logs", job.path, "--rank", 1, cwd=job.path, env=cluster.env)
+    assert logs.stdout == log_of(job.path, 1).read_text()
+    again = launcher("resubmit", job.path, cwd=job.path, env=cluster.env)
+    assert again.returncode == 2
+    assert "completed" in again.stderr
+
+
+def test_a_script_with_attach_that_is_preempted_ends_as_an_undisturbed_one(
+    cluster: Cluster, folder: Path
+) -> None:
+    words = ["-m", "attached", "--nodes=2", "--nproc=1"]
+    job = submit(cluster, folder, *words, after=[40, 0.3])
+    wait_for(lambda: len(job.rows) > 7 or job.state == "FAILED", timeout_s=120)
+    preempt(cluster, folder)
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["interrupted", "completed"]
+    assert [row["step"] for row in job.rows] == list(range(40))
+    assert job.result["state"] == "completed"
+    alone = launcher(
+        *("submit", "attached.py", "--local", "--nodes=2", "--nproc=1", "--no-checks"),
+        *("--run-dir", "whole", "--", 40, 0),
+        cwd=folder,
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert losses(job) == losses(Run(folder / "whole"))
+
+
+def losses(run: Run) -> list[float]:
+    return [row["loss"] for row in run.rows]
+
+
+def preempt(cluster: Cluster, folder: Path) -> None:
+    """Take the nodes away for a moment."""
+    script = folder / "high.sh"
+    script.write_text("#!/bin/bash\nsleep 2\n")
+    words = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    cluster.submit(script, *words)
+
+
+def test_a_script_that_fails_alike_at_once_is_not_started_for_ever(
+    cluster: Cluster, folder: Path
+) -> None:
+    source = "import os\nif os.environ['RANK'] == '1':\n    raise ValueError('the third wheel')\n"
+    (folder / "bad.py").write_text(source + "import time; time.sleep(60)\n")
+    job = submit(cluster, folder, "bad.py", "--nodes=2")
+    assert job.wait() == "FAILED"
+    assert cluster.job(job.job)["ExitCode"] == "76:0"
+    assert verdicts(job) == ["failed", "failed"]
+    assert "given up: the last start made no progress: rank 1 on" in job.result["error"]
+    assert "ValueError: the third wheel" in job.result["error"]
+
+
+def test_a_script_that_asks_for_it_is_started_again(cluster: Cluster, folder: Path) -> None:
+    (folder / "again.py").write_text(
+        "import os, sys\nsys.exit(75 if os.environ['LAUNCHER_START'] < '3' else 0)\n"
+    )
+    job = submit(cluster, folder, "again.py")
+    assert job.wait() == "COMPLETED", job.said
+    assert verdicts(job) == ["interrupted", "interrupted", "completed"]
+    assert job.result["starts"] == 3
+
+
+def test_the_same_scripts_run_on_this_machine_and_are_started_again(folder: Path) -> None:
+    words = ["--nodes=2", "--nproc=1", "--no-checks", "--local", "--run-dir", "r"]
+    words += ["--progress=ckpt", "--on-resume=--resume ckpt", "--", "--steps", "30"]
+    run = RunDir(folder / "r")
+    with started("submit", "train.py", *words, cwd=folder) as process:
+        saved = run.snapshot / "ckpt" / "last.txt"
+        wait_for(lambda: saved.exists() or process.poll() is not None, timeout_s=120)
+        [batch] = psutil.Process(process.pid).children()
+        batch.send_signal(signal.SIGUSR1)
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert [one.verdict for one in SlurmFolder.of(run).attempts()] == ["timeout", "completed"]
+    lines = run.log(1).read_text().splitlines()
+    assert lines[-2].startswith("rank 1 of 2, start 2 from ")
+    assert lines[-1] == "done 30"
