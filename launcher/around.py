@@ -4,7 +4,9 @@ import os
 from collections.abc import Mapping
 
 RUN_DIR, START = "LAUNCHER_RUN_DIR", "LAUNCHER_START"  # environment variables
-_OF_A_SCRIPT = (RUN_DIR, START, "WANDB_DIR", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE")
+AGENT = "LAUNCHER_AGENT"  # the pid of the process that has started it
+_OF_WANDB = ("WANDB_DIR", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SERVICE")
+_OF_A_SCRIPT = (RUN_DIR, START, AGENT, *_OF_WANDB)
 
 
 def without_script(base: Mapping[str, str]) -> dict[str, str]:

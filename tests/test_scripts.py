@@ -214,3 +214,37 @@ def test_a_failure_is_told_with_rank_host_frames_and_last_lines(
     result = result_of(tmp_path / "r")
     assert (result["state"], result["exit_code"], result["starts"]) == ("failed", code, 1)
     assert summary(tmp_path / "r").state == "failed"
+
+
+MADE = """
+from dataclasses import dataclass
+from launcher import Recipe, main
+bases = [Recipe]
+exec("class Made(bases[0]):\\n    def loss(self): ...")
+{more}
+"""
+
+
+@pytest.mark.parametrize("more", ["from other import Other", "del Made"])
+def test_a_script_whose_recipe_nobody_trained_has_failed(more: str, tmp_path: Path) -> None:
+    written(tmp_path, "from launcher import Recipe\nclass Other(Recipe): ...\n", "other.py")
+    done = ran(tmp_path, MADE.format(more=more))
+    assert done.returncode == 1
+    assert "defined a recipe, `Made`, and nobody has trained it" in done.stderr
+    assert result_of(tmp_path / "r")["state"] == "failed"
+
+
+USES = """
+import subprocess, sys
+from other import Other, other
+if len(sys.argv) == 1:
+    subprocess.run([sys.executable, "-c", "from other import *; exec('class A(Other): ...')"])
+print(Other, other)
+"""
+
+
+def test_a_script_may_use_recipes_of_other_files(tmp_path: Path) -> None:
+    text = "from launcher import Recipe\nclass Other(Recipe): ...\nother = Other()\n"
+    written(tmp_path, text, "other.py")
+    done = ran(tmp_path, USES)
+    assert done.returncode == 0, done.stderr

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from launcher.errors import LauncherError, NodeFailed, Stopped, TrainingFailed
 from launcher.launch.last_words import LastWords, last_words
 from launcher.launch.verdict import death, tail
 from launcher.processes import shown
+from launcher.recipe.untrained import note_of
 from launcher.run.directory import RunDir
 from launcher.run.record import Record
 from launcher.script.ends import START_AGAIN, End, Ends
@@ -40,11 +42,20 @@ def verdict(
     if done and not failed and (came_to_its_end or not was_asked):
         if stopped := [record for record in records if record.state == "stopped"]:
             return _stopped(run, stopped[0].error)
-        return None
+        return _untrained(run, ranks)
     if was_asked:
         said = [record.error for record in records if record.state == "stopped" and record.error]
         return _stopped(run, said[0] if said else "stopped on request")
     return _failure(run, ended.ends, failed, records) or _unheard(run, node_ranks, exit_code)
+
+
+def _untrained(run: RunDir, ranks: Sequence[int]) -> TrainingFailed | None:
+    for rank in ranks:
+        with suppress(OSError):
+            name = note_of(run.path, rank).read_text(encoding="utf-8")
+            words = f"the script has defined a recipe, `{name}`, and nobody has trained it"
+            return TrainingFailed(words, hint=f"`main({name})` at its end does")
+    return None
 
 
 def _stopped(run: RunDir, why: str) -> Stopped:

@@ -28,6 +28,7 @@ from launcher.launch.verdict import asked
 from launcher.masks import clean
 from launcher.processes import MEETING, PARENT, shown, without_world
 from launcher.recipe.file import RecipeFile
+from launcher.recipe.untrained import note_of
 from launcher.run import lock
 from launcher.run.directory import RunDir, read_json, write_json
 from launcher.run.told import is_script
@@ -180,8 +181,10 @@ def _attempt(
     start = starts(run) + (0 if job.managed else 1)  # a job has counted it for all machines
     if not job.managed:
         note_start(run, start)
-    for path in [*map(run.mark, job.ranks), *map(run.record, job.ranks), run.exits(node_rank)]:
-        path.unlink(missing_ok=True)
+    for rank in job.ranks:
+        for path in (run.mark(rank), run.record(rank), note_of(run.path, rank)):
+            path.unlink(missing_ok=True)
+    run.exits(node_rank).unlink(missing_ok=True)
     plan = plan_of(job, told, script, start)
     echo = Echo(run.log(0)) if node_rank == 0 else None
     argv = [sys.executable, "-m", "launcher.node.start", "programs", str(run.path)]

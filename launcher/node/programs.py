@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from launcher.around import AGENT
 from launcher.node.company import Company
 from launcher.processes import die_with_parent, without_ours
 from launcher.ranks.interface import choose
@@ -166,7 +167,7 @@ def _start(
     run: RunDir, plan: Plan, company: Company, rank: int, command: Sequence[str]
 ) -> _Process:
     first = rank == 0
-    env = without_ours(os.environ) | plan.place(rank, company.port)
+    env = without_ours(os.environ) | plan.place(rank, company.port) | {AGENT: str(os.getpid())}
     with run.log(rank).open("ab") as log:
         popen = subprocess.Popen(
             command,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import RecipeError
+from launcher.recipe import untrained
 from launcher.recipe.groups import (
     AT_LEAST,
     Checkpoints,
@@ -70,6 +71,10 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     hyperparameters of all recipes stand in `launcher.recipe.groups` (a dataclass has the fields of
     its last base first); the comment behind a field is its meaning.
     """
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        untrained.defined(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -17,6 +17,7 @@ from launcher.leave import leave
 from launcher.processes import adopt_orphans, shown, without_world
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
+from launcher.recipe import untrained
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, find
 from launcher.recipe.hyperparameters import configure, split_overrides, table
@@ -59,6 +60,7 @@ def main(recipe_type: type[Recipe]) -> None:
 
     Reads `key=value` hyperparameters and `--run-dir DIR` from the command line and exits.
     """
+    untrained.is_trained()
     if recipe_type.__module__ != "__main__":
         raise RecipeError(
             f"`main({recipe_type.__name__})` runs whenever the file is loaded",
