@@ -20,6 +20,7 @@ import yaml  # type: ignore[import-untyped]
 from training import PROJECT, Run, clean_environment, command, many_runs
 
 from launcher.cli.main import main
+from launcher.recipe.file import find, is_script
 from launcher.slurm.profile import load
 
 README = PROJECT / "README.md"
@@ -179,7 +180,8 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [readme] = [block for block in blocks(README) if block.kind == "python"]
     (folder / "readme.py").write_text(readme.text)
     files = [file for page in GUIDE.values() for file in write_files(page, folder)]
-    names = ["digits", "readme", *(file.stem for file in files if file.suffix == ".py")]
+    found = [file for file in files if file.suffix == ".py" and not is_script(find(str(file)))]
+    names = ["digits", "readme", *(file.stem for file in found)]
     return {name: folder / name for name in names}
 
 

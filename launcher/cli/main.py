@@ -130,6 +130,7 @@ def main() -> None:
     launcher run digits                    train on this machine
     launcher run digits --nproc 2          the same numbers, from two processes
     launcher run my.py epochs=10           a recipe of your own, a hyperparameter changed
+    launcher run train.py -- --lr 0.1      any other program, as it is: launcher guide scripts
     launcher debug my.py                   a few batches, in this process, with breakpoint()
     launcher recipes copy digits my.py     a file to start from
     launcher guide recipes                 how to write one; `launcher guide` lists all pages

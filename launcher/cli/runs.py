@@ -220,12 +220,17 @@ def _cells(
     metrics, best = own
     name = run.path.absolute().name if run.path == folder else run.path.relative_to(folder)
     epochs, steps = (run.hyperparameters.get(unit) for unit in ("epochs", "steps"))
+    whole = str(run.epochs)
     return {
         "run": word(name),
         "state": run.state,
         "recipe": run.recipe,
         "processes": word(run.world_size or "-"),
-        "epoch": str(run.epochs) if steps else f"{run.epochs}/{word(epochs or '?')}",
+        "epoch": "-"
+        if run.kind == "script"
+        else whole
+        if steps
+        else f"{whole}/{word(epochs or '?')}",
         "step": f"{run.step}/{word(steps)}" if steps else str(run.step),
         "train loss": _loss(run.train_loss),
         "test loss": _loss(run.test_loss),

@@ -19,6 +19,7 @@ from launcher.run import lock
 from launcher.run.best import name_of, score
 from launcher.run.directory import RunDir, read_config, read_json
 from launcher.run.rows import metrics_in
+from launcher.run.told import is_script
 
 # "killed": it has begun, tells no end, and nobody living holds its lock. "new": it has not begun.
 State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
@@ -49,6 +50,7 @@ class RunSummary:
     error: str | None  # what ended it
     hyperparameters: Mapping[str, Any]
     config: Mapping[str, Any] = field(repr=False)  # all of config.json, secrets masked
+    kind: Literal["recipe", "script"] = "recipe"
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -101,6 +103,7 @@ def summary(path: Path) -> RunSummary:
         error=str(result["error"]) if result.get("error") else None,
         hyperparameters=config["hyperparameters"],
         config=config,
+        kind="script" if is_script(config) else "recipe",
     )
 
 
