@@ -13,7 +13,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from launcher.processes import HERE, LOADED, MEETING, PARENT, STORE, without_world
+from launcher.around import RUN_DIR
+from launcher.processes import without_ours, without_world
 from launcher.tied import TIED
 
 _LAST_WORDS_S = 2.0  # for what is still in the pipe when the command has ended
@@ -108,9 +109,8 @@ class Child:
 
 def _environment() -> dict[str, str]:
     """Return this program's environment, but for its own place in a run that it is a part of."""
-    ours = (PARENT, HERE, MEETING, LOADED, STORE)
-    kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return without_world(kept) if PARENT in os.environ else kept
+    kept = without_ours(os.environ)
+    return without_world(kept) if RUN_DIR in kept else kept
 
 
 def _object(said: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.child.process import Child
-from launcher.child.words import words_of
+from launcher.child.words import Asked, words_for_script, words_of
 from launcher.cli.run import run as command
 from launcher.errors import BadInput
 from launcher.run.config import new_run_path
@@ -72,7 +72,7 @@ class StartedRun:
 
 
 def start(
-    what: str | os.PathLike[str],
+    what: str | os.PathLike[str] | None = None,
     /,
     *,
     script_args: Iterable[Any] = (),
@@ -86,7 +86,8 @@ def start(
 
     A keyword that is an option of `launcher run` is that option: `nproc=2`, `cpu=True`,
     `tags=["a"]`. Any other is a hyperparameter, and so is all in `hyperparameters`, for those that
-    have the name of an option. `script_args` are the words for a script.
+    have the name of an option. For a script `script_args` are its words, and `module="pkg.train"`
+    may be in the place of a path.
 
     The run is a child process, which ends with this one; from any thread, several at once, and
     nothing global is changed. What it says appears on stdout unless it is to be `quiet`. With
@@ -95,7 +96,8 @@ def start(
     A run that fails is returned, with its `error`. Raises BadInput for a mistake in what was asked;
     nothing is left then. Ctrl-C stops the run, and is raised when it has ended.
     """
-    path = Path(run_dir or new_run_path(Path(what).stem)).absolute()
-    words = words_of(command, what, keywords, hyperparameters or {}, script_args)
+    asked = Asked(what, keywords, hyperparameters or {}, words_for_script(script_args))
+    words = words_of(command, asked)
+    path = Path(run_dir or new_run_path(asked.name)).absolute()
     started = StartedRun(Child(["run", f"--run-dir={path}", *words], quiet=quiet), path)
     return started.wait() if wait else started

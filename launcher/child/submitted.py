@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.child.process import Child
-from launcher.child.words import words_of
+from launcher.child.words import Asked, words_for_script, words_of
 from launcher.cli.slurm import submit as command
 from launcher.errors import BadInput, LauncherError
 from launcher.run.config import new_run_path
@@ -57,7 +57,7 @@ class SubmittedRun:
 
 
 def submit(
-    what: str | os.PathLike[str],
+    what: str | os.PathLike[str] | None = None,
     /,
     *,
     script_args: Iterable[Any] = (),
@@ -75,8 +75,9 @@ def submit(
     Raises BadInput for a mistake in what was asked, and LauncherError where SLURM takes no job;
     nothing is left then.
     """
-    path = Path(run_dir or new_run_path(Path(what).stem)).absolute()
-    words = words_of(command, what, keywords, hyperparameters or {}, script_args)
+    asked = Asked(what, keywords, hyperparameters or {}, words_for_script(script_args))
+    words = words_of(command, asked)
+    path = Path(run_dir or new_run_path(asked.name)).absolute()
     answer = Child(["submit", f"--run-dir={path}", *words], quiet=quiet).wait()
     if answer["exit_code"] and answer.get("run_dir") is None:
         kind = BadInput if answer["exit_code"] == BadInput.exit_code else LauncherError

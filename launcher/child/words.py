@@ -1,48 +1,109 @@
 """A command line from the arguments of a call: options, hyperparameters, words for a script."""
 
+import ast
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
+from launcher.cli.scripts import OF_SCRIPTS
 from launcher.errors import BadInput
+from launcher.recipe.file import RecipeFile, find, is_script
+from launcher.script.script import file_of_module
 
 _NOT_HERE = {"json", "help", "follow", "dry_run"}  # they are about what a console shows
 
 
-def words_of(
-    command: click.Command,
-    what: str | os.PathLike[str] | None,
-    keywords: Mapping[str, Any],
-    hyperparameters: Mapping[str, Any],
-    script_args: Iterable[Any],
-) -> list[str]:
+class Asked(NamedTuple):
+    """What a program has asked for."""
+
+    what: str | os.PathLike[str] | None  # a recipe or a script; None: the module of a keyword
+    keywords: Mapping[str, Any]
+    hyperparameters: Mapping[str, Any]  # more of them
+    script_args: Sequence[str]
+
+    @property
+    def named(self) -> str:
+        """The path or name of the recipe or script."""
+        module = self.keywords.get("module")
+        if (module is None) == (self.what is None):
+            raise BadInput("name a recipe or a script, or give module=: one of them")
+        return str(file_of_module(module)) if module else _path(self.what)
+
+    @property
+    def name(self) -> str:
+        """What its runs are called."""
+        module = self.keywords.get("module")
+        return str(module).rpartition(".")[2] if module else Path(self.named).stem
+
+
+def words_of(command: click.Command, asked: Asked) -> list[str]:
     """Return the words of a command: an option by each keyword that is one, else key=value.
 
-    `what` is a recipe or a script. Raises BadInput for a value that no word can express.
+    The file of a recipe or script is read, and not run. Raises BadInput for what is none, and for
+    a value that no word can express.
     """
-    if twice := keywords.keys() & hyperparameters.keys():
-        raise BadInput(f"`{min(twice)}` is given as a keyword and in `hyperparameters`")
+    file = find(asked.named)
+    script = is_script(file)
     options = {option.name: option for option in command.params if isinstance(option, click.Option)}
+    if not script:  # a recipe has hyperparameters of those names
+        options = {n: one for n, one in options.items() if n not in OF_SCRIPTS or n == "module"}
     told: list[str] = []
-    for name, value in keywords.items():
+    for name, value in asked.keywords.items():
         if name in _NOT_HERE:
             raise BadInput(f"`{name}` is an option of the command line alone")
         if name in options:
             told += _option(options[name], value)
-    own = {name: value for name, value in keywords.items() if name not in options}
-    for name, value in (own | dict(hyperparameters)).items():
-        if not name.isidentifier():
-            raise BadInput(f"`{name}` cannot be the name of a hyperparameter")
-        told.append(f"{name}={text_of(name, value)}")
-    words = [*([] if what is None else [_path(what)]), *told, *_for_script(script_args)]
+    given = {name: value for name, value in asked.keywords.items() if name not in options}
+    if script:
+        _refuse_hyperparameters([*given, *asked.hyperparameters], file)
+    else:
+        _refuse_clash(asked, options.keys() & asked.keywords.keys(), file)
+        told += [_pair(*pair) for pair in (given | dict(asked.hyperparameters)).items()]
+    own = [] if asked.what is None else [_path(asked.what)]
+    after = ["--", *asked.script_args] if asked.script_args else []
+    words = [*own, *told, *after]
     if odd := next((word for word in words if "\0" in word), None):
         raise BadInput(f"no command can be given {odd!r}: it has a null character")
     return words
+
+
+def _refuse_hyperparameters(names: Sequence[str], file: RecipeFile) -> None:
+    if names:
+        raise BadInput(
+            f"`{names[0]}` is no option, and {file.path.name} is a script",
+            hint="what is the script's own goes into script_args: script_args=['--lr', '1e-3']",
+        )
+
+
+def _refuse_clash(asked: Asked, options: Iterable[str], file: RecipeFile) -> None:
+    """Raise BadInput where it is not clear what is meant, or nobody would hear it."""
+    if asked.script_args:
+        raise BadInput(f"script_args are for scripts, and {file.path.name} is a recipe")
+    if twice := asked.keywords.keys() & asked.hyperparameters.keys():
+        raise BadInput(f"`{min(twice)}` is given as a keyword and in `hyperparameters`")
+    fields = {
+        node.target.id
+        for node in ast.walk(ast.parse(file.source))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    if both := fields.intersection(options):
+        name = min(both)
+        raise BadInput(
+            f"`{name}` is an option of the launcher and a hyperparameter of {file.path.name}",
+            hint=f"the hyperparameter is given as hyperparameters={{'{name}': ...}}",
+        )
+
+
+def _pair(name: str, value: Any) -> str:
+    if not name.isidentifier():
+        raise BadInput(f"`{name}` cannot be the name of a hyperparameter")
+    return f"{name}={text_of(name, value)}"
 
 
 def text_of(name: str, value: Any) -> str:
@@ -80,6 +141,8 @@ def _option(option: click.Option, value: Any) -> list[str]:
         if not isinstance(value, bool | None):
             raise BadInput(f"`{name}` is True or False, not {value!r}")
         return [spelled] if value else []
+    if name == "on_resume" and isinstance(value, list | tuple):
+        value = shlex.join(_word(name, one) for one in value)
     values = _several(value) if option.multiple else [value]
     return [_joined(spelled, _word(name, one)) for one in values if one is not None]
 
@@ -108,17 +171,17 @@ def _word(name: str | None, value: Any) -> str:
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def _path(what: str | os.PathLike[str]) -> str:
+def _path(what: Any) -> str:
     """Return a name or a path so that it is not taken for an option, or for key=value."""
-    path = os.fspath(what)
+    path = os.fspath(what) if isinstance(what, str | os.PathLike) else None
     if not isinstance(path, str) or not path:
         raise BadInput(f"a recipe or a script is named by its path, not {what!r}")
     return str(Path.cwd() / path) if path.startswith("-") else path
 
 
-def _for_script(words: Iterable[Any]) -> list[str]:
+def words_for_script(words: Iterable[Any]) -> list[str]:
+    """Return the words for a script as text; raises BadInput for what are none."""
     if isinstance(words, str | bytes):
         hint = "give them one by one: script_args=['--lr', '1e-3']"
         raise BadInput("script_args is a list of words, not one text", hint=hint)
-    told = [_word("script_args", word) for word in words]
-    return ["--", *told] if told else []
+    return [_word("script_args", word) for word in words]

@@ -14,6 +14,7 @@ from launcher.script.script import Script, file_of_module
 from launcher.script.script import words as split_words
 
 _SIGNALS = ("TERM", "USR1", "USR2", "INT", "HUP")
+OF_SCRIPTS = ("module", "progress", "on_resume", "stop_signal", "grace", "hang_timeout")
 _OPTIONS = (
     click.option("-m", "module", metavar="MODULE", help="A module instead, as of `python -m`."),
     click.option(
@@ -56,8 +57,7 @@ def with_script_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def script_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a command's options that are for scripts."""
-    names = ("module", "progress", "on_resume", "stop_signal", "grace", "hang_timeout")
-    return {name: options[name] for name in names}
+    return {name: options[name] for name in OF_SCRIPTS}
 
 
 class What(NamedTuple):

@@ -115,6 +115,32 @@ def test_a_stop_at_once_is_heard_as_soon_as_there_is_a_run_to_stop() -> None:
     assert run.wait(60).state == "stopped"
 
 
+OUTER = """
+import os, sys
+import launcher
+
+if len(sys.argv) > 1:
+    told = [os.environ.get(name) for name in ("RANK", "LAUNCHER_START", "WANDB_RUN_ID")]
+    print("inner", sys.argv[1:], told, os.environ["LAUNCHER_RUN_DIR"])
+    sys.exit(3)
+run = launcher.start(__file__, script_args=["--lr", 1e-3], run_dir="inner", tracking="disabled")
+print("outer", run.state, run.result["exit_code"], run.error.partition("\\n")[0])
+"""
+
+
+def test_a_script_of_the_launcher_s_starts_a_run_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "outer.py").write_text(OUTER)
+    run = start("outer.py", nproc=1, run_dir="outer", tracking="offline")
+    assert run.state == "completed", run.error
+    said = capsys.readouterr().out
+    inner = str(folder / "inner")
+    assert f"inner ['--lr', '0.001'] [None, '1', None] {inner}\n" in said
+    assert "outer failed 3 rank 0 on " in said
+    assert Run(folder / "inner").result["starts"] == 1
+
+
 PROGRAM = """
 import sys, threading, time
 import launcher

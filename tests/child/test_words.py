@@ -7,16 +7,30 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from launcher.child.words import text_of, words_of
+from launcher.child.words import Asked, text_of, words_for_script, words_of
 from launcher.cli.run import run
 from launcher.cli.slurm import submit
 from launcher.errors import BadInput
+from launcher.recipe.file import find
 from launcher.recipe.values import convert
 
 
 class Colour(Enum):
     RED = "red"
     BOTH = ("red", 2)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in, with a recipe `my.py`, a script and a module."""
+    field = "class Digits(Recipe):\n    group: int = 0\n"
+    recipe = find("digits").source.replace("class Digits(Recipe):\n", field)
+    (tmp_path / "my.py").write_text(recipe)
+    (tmp_path / "script.py").write_text("print(1)\n")
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "train.py").write_text("print(1)\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -87,37 +101,52 @@ def test_what_no_hyperparameter_can_be_is_refused(value: Any) -> None:
 def test_a_keyword_is_an_option_or_a_hyperparameter(
     command: Any, keywords: dict[str, Any], words: list[str]
 ) -> None:
-    assert words_of(command, "my.py", keywords, {}, []) == words
+    assert words_of(command, Asked("my.py", keywords, {}, [])) == words
 
 
-def test_words_for_a_script_come_last() -> None:
-    words = words_of(run, "-my.py", {"nproc": 1}, {}, ["--lr", 1e-3, Path("a b")])
-    assert words == [str(Path.cwd() / "-my.py"), "--nproc=1", "--", "--lr", "0.001", "a b"]
+def test_words_for_a_script_come_last(folder: Path) -> None:
+    (folder / "-my.py").write_text("")
+    args = words_for_script(["--lr", 1e-3, Path("a b")])
+    words = words_of(run, Asked("-my.py", {"nproc": 1, "grace": 2}, {}, args))
+    path = str(folder / "-my.py")
+    assert words == [path, "--nproc=1", "--grace=2", "--", "--lr", "0.001", "a b"]
+    words = words_of(run, Asked(None, {"module": "pkg.train", "on_resume": ["-r", "a b"]}, {}, []))
+    assert words == ["-mpkg.train", "--on-resume=-r 'a b'"]
 
 
 def test_hyperparameters_with_the_name_of_an_option_have_a_place_of_their_own() -> None:
-    assert words_of(run, "my.py", {"group": "g"}, {"tags": (1,)}, [])[1:] == [
-        "--group=g",
-        "tags=[1]",
-    ]
+    words = words_of(run, Asked("my.py", {"hang_timeout": 9}, {"tags": (1,), "nproc": 3}, []))
+    assert words == ["my.py", "hang_timeout=9", "tags=[1]", "nproc=3"]
 
 
 @pytest.mark.parametrize(
-    ("keywords", "own", "args", "message"),
+    ("what", "keywords", "own", "args", "message"),
     [
-        ({"json": True}, {}, [], "`json` is an option of the command line alone"),
-        ({"cpu": "yes"}, {}, [], "`cpu` is True or False, not 'yes'"),
-        ({"nproc": True}, {}, [], "`nproc` cannot be True"),
-        ({"epochs": 1}, {"epochs": 2}, [], "`epochs` is given as a keyword and in `hyper"),
-        ({"a=b": 1}, {}, [], "`a=b` cannot be the name of a hyperparameter"),
-        ({}, {"--cpu": 1}, [], "`--cpu` cannot be the name"),
-        ({"x": "\0"}, {}, [], "it has a null character"),
-        ({}, {}, "--lr 1", "script_args is a list of words"),
-        ({}, {}, [None], "`script_args` cannot be None"),
+        ("my.py", {"json": True}, {}, [], "`json` is an option of the command line alone"),
+        ("my.py", {"cpu": "yes"}, {}, [], "`cpu` is True or False, not 'yes'"),
+        ("my.py", {"nproc": True}, {}, [], "`nproc` cannot be True"),
+        ("my.py", {"epochs": 1}, {"epochs": 2}, [], "`epochs` is given as a keyword and in `hyper"),
+        ("my.py", {"a=b": 1}, {}, [], "`a=b` cannot be the name of a hyperparameter"),
+        ("my.py", {}, {"--cpu": 1}, [], "`--cpu` cannot be the name"),
+        ("my.py", {"x": "\0"}, {}, [], "it has a null character"),
+        ("my.py", {"group": "g"}, {}, [], "`group` is an option of the launcher and a hyperparam"),
+        ("my.py", {}, {}, ["-x"], "script_args are for scripts, and my.py is a recipe"),
+        ("script.py", {"lr": 1}, {}, [], "`lr` is no option, and script.py is a script"),
+        ("script.py", {}, {"lr": 1}, [], "`lr` is no option, and script.py is a script"),
+        ("none.py", {}, {}, [], "there is no recipe `none.py`"),
+        (None, {}, {}, [], "name a recipe or a script, or give module="),
+        ("my.py", {"module": "script"}, {}, [], "one of them"),
+        (7, {}, {}, [], "named by its path, not 7"),
     ],
 )
 def test_what_no_command_can_be_told_is_refused(
-    keywords: dict[str, Any], own: dict[str, Any], args: Any, message: str
+    what: Any, keywords: dict[str, Any], own: dict[str, Any], args: list[str], message: str
 ) -> None:
     with pytest.raises(BadInput, match=message):
-        words_of(run, "my.py", keywords, own, args)
+        words_of(run, Asked(what, keywords, own, args))
+
+
+@pytest.mark.parametrize("args", ["--lr 1", [None], [["-x"]]])
+def test_words_for_a_script_that_are_none_are_refused(args: Any) -> None:
+    with pytest.raises(BadInput, match="script_args"):
+        words_for_script(args)
