@@ -15,7 +15,7 @@ from launcher.data.randomness import (
     seed_order,
     undisturbed,
 )
-from launcher.data.sampler import Order, Partners, ShardSampler
+from launcher.data.sampler import Names, Order, Partners, ShardSampler, shuffled
 from launcher.data.streams import LaneSampler, Stream
 from launcher.errors import DataError, RecipeError
 from launcher.recipe.base import Recipe, is_base
@@ -24,31 +24,35 @@ from launcher.recipe.base import Recipe, is_base
 class _Orders:
     """The orders of a recipe's epochs, as names: the last one is kept."""
 
-    def __init__(self, recipe: Recipe, size: int, first: Numbers) -> None:
+    def __init__(self, recipe: Recipe, size: int) -> None:
+        """Look at the first two; raises RecipeError for what is no order."""
         self._recipe, self._size = recipe, size
-        self._length = len(first)
-        self._epoch, self._names = 0, named(first)
+        self._length: int | None = None  # of each epoch; None: they need not be alike
+        if recipe.steps is None:
+            self._length = len(self._made(0))
+            if recipe.epochs > 1:
+                self._made(1)
+        self._last: tuple[int, Names] = 0, self._made(0)
 
-    def __call__(self, epoch: int) -> Numbers:
+    def __call__(self, epoch: int) -> Names:
         """Return the names of an epoch's samples; raises RecipeError for what is no order."""
-        if epoch != self._epoch:
-            indices = _order(self._recipe, self._size, epoch)
-            if indices is None:
-                raise RecipeError(
-                    f"`order` returned nothing for epoch {epoch}, and an order for others",
-                    hint="return indices for each epoch, or None for each",
-                )
-            self._refuse_other_length(len(indices), epoch)
-            self._epoch, self._names = epoch, named(indices)
-        return self._names
+        if epoch != self._last[0]:
+            self._last = epoch, self._made(epoch)
+        return self._last[1]
 
-    def _refuse_other_length(self, length: int, epoch: int) -> None:
-        if length != self._length and self._recipe.steps is None:
+    def _made(self, epoch: int) -> Names:
+        recipe, indices = self._recipe, _order(self._recipe, self._size, epoch)
+        if indices is None:
+            names = shuffled(self._size, recipe.seed, epoch, recipe.torch_order_up_to)
+        else:
+            names = named(indices)
+        if self._length not in (None, len(names)):
             raise RecipeError(
-                f"`order` returned {length} samples for epoch {epoch} and {self._length} for epoch "
+                f"`order` has {len(names)} samples for epoch {epoch} and {self._length} for epoch "
                 "0: nobody could tell how long the run is",
                 hint="return as many in each epoch, or give `steps`, the length of the run",
             )
+        return names
 
 
 def sampler_for(
@@ -106,14 +110,15 @@ def order_of(recipe: Recipe, data: SizedData) -> Order | None:
     Raises RecipeError for what is none, and where two are asked for.
     """
     size, seed = len(data), recipe.seed
-    own = None if is_base(recipe, "order") else _order(recipe, size, 0)
     given = {
-        "`order`": None if own is None else _Orders(recipe, size, own),
+        "`order`": None if is_base(recipe, "order") else _Orders(recipe, size),
         "`shuffle_block`": recipe.shuffle_block
         and partial(Blocks, size, recipe.shuffle_block, seed),
         "a Mixture": partial(Mixed, data, seed) if isinstance(data, Mixture) else None,
     }
     asked = {what: order for what, order in given.items() if order is not None}
+    if len(asked) > 1 and _order(recipe, size, 0) is None:  # a hyperparameter may decide it
+        asked.pop("`order`", None)
     if len(asked) > 1:
         raise RecipeError(
             f"both {' and '.join(asked)} say in which order samples come", hint="leave one out"

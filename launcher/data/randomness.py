@@ -148,12 +148,17 @@ class Permutation:
         self._upper = np.uint64((1 << bits - bits // 2) - 1)
         self._keys = [np.uint64(mix(_ORDER, seed, epoch, turn)) for turn in range(self._ROUNDS)]
 
+    def __len__(self) -> int:
+        return self.size
+
     def __call__(self, positions: Numbers) -> Numbers:
         """Return which of range(size) stand at these positions, (n,)."""
         found = self._turned(positions.astype(np.uint64))
         while len(outside := np.flatnonzero(found >= self.size)):
             found[outside] = self._turned(found[outside])
         return found.astype(np.int64)
+
+    __getitem__ = __call__
 
     def _turned(self, numbers: Words) -> Words:
         upper, lower = numbers >> self._shift, numbers & self._lower

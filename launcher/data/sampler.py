@@ -61,6 +61,15 @@ class ShardIndices(NamedTuple):
         return [Part(*where, names, partners) for names, partners in pairs]
 
 
+def shuffled(size: int, seed: int, epoch: int, torch_up_to: int) -> Names:
+    """Return torch's order of an epoch; of more samples than that one that is computed."""
+    if size > torch_up_to:
+        return Permutation(size, seed, epoch)
+    generator = torch.Generator().manual_seed(seed + epoch)
+    order: Numbers = torch.randperm(size, generator=generator).numpy()
+    return order
+
+
 class ShardSampler(DistributedSampler[ShardIndices]):
     """Torch's DistributedSampler by global batches: never pads, and drops only what it is told to.
 
@@ -184,11 +193,7 @@ class ShardSampler(DistributedSampler[ShardIndices]):
             return self.given(self.epoch).__getitem__
         if not self.shuffle:
             return lambda places: places
-        if self.size > self.torch_order_up_to:
-            return Permutation(self.size, self.seed, self.epoch)
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order: Numbers = torch.randperm(self.size, generator=generator).numpy()
-        return lambda places: order[places]
+        return shuffled(self.size, self.seed, self.epoch, self.torch_order_up_to).__getitem__
 
     def places(self, step: int) -> Numbers:
         """Return where in the order this rank's samples of a step stand; a ghost's is the first.

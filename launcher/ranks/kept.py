@@ -112,6 +112,11 @@ def _form(name: Any, value: Any, parts: list[Any]) -> Form:
             f"`kept` has a {type(value).__name__} under {name!r}",
             hint="keep a tensor (batch, …), or a list of one tensor a sample, under a word",
         )
+    if any(part.is_complex() or part.layout != torch.strided for part in parts):
+        raise RecipeError(
+            f"`kept` has complex numbers, or a tensor that is not dense, under `{name}`",
+            hint="keep `torch.view_as_real(value)`, or `value.to_dense()`",
+        )
     several = isinstance(value, list | tuple)
     forms = {(several, str(part.dtype), tuple(part.shape[1:])) for part in parts}
     if len(forms) != 1 or any(part.dim() == 0 for part in parts):

@@ -103,7 +103,7 @@ def numbers(made: Any, method: str, *, begun: bool) -> dict[str, float]:
                 hint=f"call it something else, like `own_{name}`",
             )
         try:
-            found[name] = float(value)
+            found[name] = float(value.item() if hasattr(value, "item") else value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise kind(
                 f"the metric `{name}` of `{method}` is no number: {error}",

@@ -28,7 +28,7 @@ from launcher.ranks.faults import StopRequest
 from launcher.ranks.metrics import Sums
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe
-from launcher.run.best import name_of
+from launcher.run.best import larger_is_better, name_of
 from launcher.run.mark import Marker
 from launcher.sharding.buffers import MovingBuffers
 from launcher.sharding.passes import Pass, passes_of
@@ -199,10 +199,11 @@ class Training:
         progress, name = self.progress, self.recipe.best_by
         test = progress.test or {}
         name = name or ("-loss" if name_of(None, test) == "loss" else "accuracy")
-        return (
-            f"no better {name} in {progress.without_better} tests (patience): the best, "
-            f"{abs(progress.best or 0):.6g}, was after step {progress.best_step}"
-        )
+        why = f"no better {name} in {progress.without_better} tests (patience): "
+        if progress.best is None:
+            return f"{why}none was a finite number"
+        best = progress.best if larger_is_better(self.recipe.best_by, test) else -progress.best
+        return f"{why}the best, {best:.6g}, was after step {progress.best_step}"
 
     @contextmanager
     def testing(self) -> Iterator[nn.Module]:

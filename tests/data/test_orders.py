@@ -179,7 +179,7 @@ def given_order(made: Any) -> Recipe:
         def order(self, epoch: int, generator: torch.Generator) -> Any:
             return made(epoch) if callable(made) else made
 
-    return Given()
+    return Given(epochs=3)
 
 
 @pytest.mark.parametrize(
@@ -194,17 +194,27 @@ def given_order(made: Any) -> Recipe:
         ([[1], [2, 3]], "returned, for epoch 0, list, not indices"),
         (7, "returned, for epoch 0, int, not indices"),
         (lambda epoch: range(5 + epoch), "6 samples for epoch 1 and 5 for epoch 0"),
-        (lambda epoch: None if epoch else range(5), "nothing for epoch 1"),
+        (lambda epoch: None if epoch else range(5), "13 samples for epoch 1 and 5 for epoch 0"),
     ],
 )
 def test_what_is_no_order_is_refused(made: Any, words: str) -> None:
     with pytest.raises(RecipeError, match=words) as caught:
-        loaded(given_order(made), DATA["ordinary"], 1, epoch=1)
+        loaded(given_order(made), DATA["ordinary"], 1, epoch=0)  # before the first step
     assert caught.value.hint
 
 
 def test_an_order_of_none_is_torch_s() -> None:
     assert loaded(given_order(None), DATA["arrays"], 2) == loaded(Base(), DATA["arrays"], 1)
+
+
+@pytest.mark.parametrize("of_none", [0, 1, 2])
+def test_an_epoch_s_order_may_be_torch_s_and_another_s_the_recipe_s(of_none: int) -> None:
+    """As a curriculum has it, that begins or ends with some epoch."""
+    recipe = given_order(lambda epoch: None if epoch == of_none else range(13))
+    for epoch in range(3):
+        expected = Base() if epoch == of_none else given_order(range(13))
+        found = loaded(recipe, DATA["ordinary"], 2, epoch=epoch)
+        assert found == loaded(expected, DATA["ordinary"], 1, epoch=epoch)
 
 
 def test_a_checkpoint_within_an_epoch_knows_its_order() -> None:

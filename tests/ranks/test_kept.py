@@ -50,6 +50,8 @@ TWO = torch.ones(2)
         ([{"": TWO}], RecipeError, "under ''"),
         ([{"a": torch.tensor(1.0)}], RecipeError, "single numbers, under `a`"),
         ([{"a": [torch.ones(1, 2), torch.ones(1, 3)]}], RecipeError, "2 forms"),
+        ([{"a": TWO.to(torch.complex64)}], RecipeError, "complex numbers"),
+        ([{"a": [TWO.to_sparse(), TWO]}], RecipeError, "not dense"),
     ],
 )
 def test_what_is_no_row_a_sample_is_an_error_in_words(

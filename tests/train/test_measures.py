@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -227,7 +228,13 @@ def test_what_is_no_metric_is_refused_in_words(
 
 
 def test_anything_that_is_one_number_is_a_metric() -> None:
-    made = {"tensor": torch.tensor([3]), "flag": True, "none": float("nan"), "whole": 7}
+    made = {
+        "tensor": torch.tensor([3]),
+        "array": np.ones(1),
+        "flag": True,
+        "none": float("nan"),
+        "whole": 7,
+    }
     found = numbers(made, "metrics", begun=True)
-    assert [found["tensor"], found["flag"], found["whole"]] == [3.0, 1.0, 7.0]
+    assert [found[n] for n in ("tensor", "flag", "whole", "array")] == [3.0, 1.0, 7.0, 1.0]
     assert math.isnan(found["none"])
