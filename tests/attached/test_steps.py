@@ -1,10 +1,11 @@
 """`run.steps`: what happens between steps, at the end, and where a loop is left."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from scripted import counting, python, record, steps_saved
-from training import Run
+from training import PROJECT, Run, command
 
 
 @pytest.mark.parametrize(
@@ -143,3 +144,9 @@ def test_what_no_loop_can_be_is_refused(tmp_path: Path, line: str, words: str) -
     done = python(f"import launcher\nrun = launcher.attach(dir='r')\n{line}", cwd=tmp_path)
     assert done.returncode == 1
     assert words in done.stderr.partition("launcher.errors.BadInput: ")[2]
+
+
+def test_a_step_costs_microseconds(tmp_path: Path) -> None:
+    benchmark = PROJECT / "tests" / "benchmarks" / "steps.py"
+    done = command(sys.executable, benchmark, cwd=tmp_path, env={"DIR": "r"})
+    assert float(done.stdout.split()[0]) < 20
