@@ -1,4 +1,4 @@
-"""What `run.steps()` costs a step, in microseconds: `python tests/benchmarks/steps.py`, or by torchrun.
+"""What `run.steps()` costs a step, in microseconds: started by python or torchrun.
 
 The best of many stretches of steps, so that a busy machine says little.
 """
