@@ -31,3 +31,14 @@ def test_the_benchmark_of_precision_prints_its_table(tmp_path: Path) -> None:
     assert header.split() == ["small", "step", "ms", "x", "plain"]
     assert [row.split()[0] for row in rows] == ["plain", "bf16"]
     assert all(float(number) > 0 for row in rows for number in row.split()[1:])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scripts_prints_its_table(tmp_path: Path) -> None:
+    script = PROJECT / "tests" / "benchmarks" / "scripts.py"
+    done = command(sys.executable, script, "--rounds=1", cwd=tmp_path, timeout_s=250)
+    assert done.returncode == 0, done.stderr
+    header, *rows = done.stdout.splitlines()
+    assert header.split() == ["first", "line", "met", "end"]
+    assert [row.split()[0] for row in rows] == ["torchrun", "launcher"]
+    assert all(float(number) > 0 for row in rows for number in row.split()[1:])

@@ -39,6 +39,9 @@ from launcher.script.script import Script, Sign
 from launcher.tracking.mirror import LateMirror
 
 _QUICK_S = 60.0  # a failure that comes so soon, and again, is not worth a third start
+# A task's place among those of srun. Lightning would take it for that of a process, and put the job
+# into the queue by itself.
+_OF_SRUN = {f"SLURM_{name}" for name in ("NTASKS", "NPROCS", "PROCID", "LOCALID", "STEP_NUM_TASKS")}
 _ID = "PET_RDZV_ID"  # environment variable: what machines that meet have in common
 
 
@@ -265,7 +268,7 @@ def environment(
         added["OMP_NUM_THREADS"] = str(threads_of(nodes, told, base))
     if script.nproc is not None and nodes.nnodes == 1 and sys.platform == "linux":
         kept.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    return kept | added
+    return {name: value for name, value in kept.items() if name not in _OF_SRUN} | added
 
 
 def _is_piped() -> bool:

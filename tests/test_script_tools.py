@@ -1,0 +1,44 @@
+"""Scripts as each tool's documentation has them, and Accelerate's own, find each other."""
+
+from pathlib import Path
+
+import pytest
+from test_scripts import log_of
+from training import launcher
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PROGRAMS = Path(__file__).parent / "programs"
+# As SLURM has it for a task: Lightning must not take this for its own.
+JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"}
+HF = ["--output_dir", "out", "--use_cpu", "--num_train_epochs", "2", "--save_steps", "4"]
+# A program, its own words, what each rank says at its end.
+TOOLS: dict[str, tuple[list[str], str]] = {
+    "ddp.py": ([], "world 2 rank {rank} local {rank}"),
+    "by_accelerate.py": ([], "world 2 rank {rank}, 4 batches"),
+    "by_trainer.py": ([*HF, "--report_to", "none"], "world 2 rank {rank}, step 8"),
+    "by_lightning.py": (["2"], "world 2 rank {rank} by TorchElasticEnvironment"),
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_finds_its_world_as_under_torchrun(name: str, tmp_path: Path) -> None:
+    words, said = TOOLS[name]
+    options = ["--nproc", "2", "--cpu", "--run-dir", "r", "--", *words]
+    done = launcher("run", PROGRAMS / name, *options, cwd=tmp_path, env=JOB)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert said.format(rank=rank) in log_of(tmp_path / "r", rank)
+
+
+def test_lightning_alone_leaves_the_queue_to_the_launcher(tmp_path: Path) -> None:
+    words = ["--cpu", "--run-dir", "r", "--", "1"]
+    done = launcher("run", PROGRAMS / "by_lightning.py", *words, cwd=tmp_path, env=JOB)
+    assert done.returncode == 0, done.stderr
+    assert "world 1 rank 0 by LightningEnvironment" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["test_script", "test_sync"])
+def test_accelerate_s_own_scripts_end_as_under_torchrun(name: str, tmp_path: Path) -> None:
+    module = f"accelerate.test_utils.scripts.{name}"
+    done = launcher("run", "-m", module, "--nproc", "2", "--cpu", "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
