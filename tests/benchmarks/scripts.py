@@ -3,7 +3,8 @@
     uv run python tests/benchmarks/scripts.py [--rounds 5]
 
 Interleaved, medians of the seconds from the command to the script's first line, to the end of
-`init_process_group` on the slowest rank, and to the end of the command. Two processes, on the CPU.
+`init_process_group` and a barrier, both on the slowest rank, and to the end of the command. Two
+processes, on the CPU.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import os, time
 began = time.time()
 import torch.distributed as dist
 dist.init_process_group("gloo")
+dist.barrier()
 met = time.time()
 with open(f"times-{os.environ['RANK']}", "w") as file:
     print(began, met, file=file)
