@@ -11,19 +11,25 @@ from slurm_cluster import Cluster, missing, slurm_cluster
 from submitted import Submitted, submit, verdicts
 from training import Run, launcher, started, wait_for
 
+import launcher as api
 from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm.control import log_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
 
-# As people write them: a checkpoint of its own, and no idea that it may be stopped.
+# As people write them: a checkpoint of its own, and a signal that is heard.
 PLAIN = """\
-import argparse, os, time
+import argparse, os, signal, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
 from helper import NAME
 
+def leave(*_):
+    print("asked", flush=True)
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, leave)
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int)
 parser.add_argument("--resume")
@@ -111,6 +117,7 @@ def test_a_plain_script_goes_on_after_a_time_limit_with_its_own_checkpoint(
         assert first == f"rank {rank} of 2, start 1 from 0"
         assert second.startswith(f"rank {rank} of 2, start 2 from ")
         assert not second.endswith(" 0")
+        assert job.log(rank).count("asked") == 1  # SLURM's own warning kills nobody
         assert job.log(rank)[-1] == "done 40"
     assert not any(cluster.processes(node) for node in cluster.nodes)
     check_commands(cluster, job)
@@ -173,13 +180,40 @@ def test_a_script_that_fails_alike_at_once_is_not_started_for_ever(
     assert "ValueError: the third wheel" in job.result["error"]
 
 
-def test_a_script_that_asks_for_it_is_started_again(cluster: Cluster, folder: Path) -> None:
-    (folder / "again.py").write_text(
-        "import os, sys\nsys.exit(75 if os.environ['LAUNCHER_START'] < '3' else 0)\n"
-    )
-    job = submit(cluster, folder, "again.py")
+def told_of(job: Submitted, word: str) -> bool:
+    """Whether the script has said a word, as far as it has begun."""
+    return RunDir(job.path).log(0).exists() and word in job.log(0)
+
+
+AGAIN = """\
+import os, signal, sys, time
+start = int(os.environ["LAUNCHER_START"])
+if start == 1:
+    sys.exit(75)  # start me again
+if start == 2:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("deaf", flush=True)
+    time.sleep(1000)
+assert "RANK" not in os.environ
+"""
+
+
+def test_a_script_is_started_again_that_asks_for_it_or_does_not_stop(
+    cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    (folder / "again.py").write_text(AGAIN)
+    soon = {"signal": "B:USR1@2"}
+    told = api.submit("again.py", no_checks=True, sbatch=soon, run_dir="r", quiet=True)
+    job = Submitted(told.path, cluster, int(told.jobs[0]))
+    wait_for(lambda: told_of(job, "deaf"), timeout_s=120, every_s=0.3)
+    cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
     assert job.wait() == "COMPLETED", job.said
-    assert verdicts(job) == ["interrupted", "interrupted", "completed"]
+    assert told.status().state == "completed"
+    assert verdicts(job) == ["interrupted", "timeout", "completed"]
+    assert told.result == job.result
     assert job.result["starts"] == 3
 
 

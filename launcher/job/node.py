@@ -11,6 +11,7 @@ from functools import partial
 from launcher.doctor.doctor import vet
 from launcher.errors import BadInput, NodeFailed, Stopped, TrainingFailed
 from launcher.gpus import gpus
+from launcher.job import scripts
 from launcher.launch.launch import Launch, Nodes, check
 from launcher.launch.resume import is_completed
 from launcher.launch.script import launch
@@ -39,7 +40,7 @@ def _node(
     run: RunDir, nodes: Nodes, name: str, env: Mapping[str, str], asked: Callable[[], None]
 ) -> int:
     nodes = replace(nodes, meeting=SlurmFolder.of(run).path)
-    told = run.read_config()
+    told = scripts.with_grace(run, run.read_config())
     if is_completed(run, told["hyperparameters"]):
         return 0
     note(run, nodes.node_rank, "began", name)

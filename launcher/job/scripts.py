@@ -1,5 +1,6 @@
 """What is otherwise for a job that runs a script: what ended it, whether it got on, its result."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from launcher.launch.ended import alike, verdict
 from launcher.launch.launch import Nodes
 from launcher.launch.resume import resumed_script
 from launcher.run.directory import RunDir
-from launcher.run.job import Attempt
+from launcher.run.job import Attempt, SlurmFolder
 from launcher.run.node_marks import Came
 from launcher.script.ends import Ends
 from launcher.script.script import Script
@@ -83,6 +84,20 @@ def resumed(run: RunDir, told: Mapping[str, Any], nodes: Nodes) -> dict[str, Any
     Without a snapshot the code is as it is when the job starts.
     """
     return resumed_script(run, nodes, None, allow_changes="snapshot" not in told)
+
+
+def with_grace(run: RunDir, told: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a run; a script of its has no longer to stop than to the limit.
+
+    SLURM warns so long before its time limit, and kills all, the batch script too, some seconds
+    behind it: who ignores a request until then would never be requeued.
+    """
+    warning = SlurmFolder.of(run).asked().get("options", {}).get("signal", {}).get("value", "")
+    seconds = re.search(r"@(\d+)$", warning)
+    script = Script.of(told)
+    if script is None or script.grace is not None or not seconds:
+        return told
+    return told | {"script": replace(script, grace=float(seconds[1])).told()}
 
 
 def begin(run: RunDir) -> None:

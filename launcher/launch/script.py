@@ -232,6 +232,7 @@ def plan_of(job: Launch, told: Mapping[str, Any], script: Script, start: int) ->
         stop_signal=script.stop_signal,
         grace=script.grace,
         stdin=nodes.node_rank == 0 and _is_piped(),
+        managed=job.managed,
         first={name: value for name, value in first.items() if value},
     )
 

@@ -176,12 +176,16 @@ def _start(
             stdout=log,
             stderr=log,
             start_new_session=True,  # what it signals as its own group is its own
-            preexec_fn=partial(_in_child, os.getpid()),  # noqa: PLW1509  # it has no other thread yet
+            preexec_fn=partial(_in_child, os.getpid(), plan),  # noqa: PLW1509  # it has no other thread yet
         )
         return _Process(rank, popen, log.tell())
 
 
-def _in_child(parent: int) -> None:
+def _in_child(parent: int, plan: Plan) -> None:
     for number in _RESET:
         signal.signal(number, signal.SIG_DFL)
+    if plan.managed and plan.stop_signal != "USR1":
+        # SLURM may send its warning to every process, who would die of it. Lightning, which would
+        # requeue the job itself then, leaves a signal alone that is not at its default.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     die_with_parent(parent)

@@ -20,6 +20,7 @@ class Plan:
     stop_signal: str
     grace: float | None  # seconds from a request to stop to the end; None: what they take
     stdin: bool  # whether rank 0 gets this machine's
+    managed: bool  # by a job, whose scheduler may send its signals to every process
     first: Mapping[str, str] = field(default_factory=dict)  # environment of rank 0 alone
 
     @property

@@ -9,10 +9,10 @@ import pytest
 
 from launcher.errors import LauncherError, Stopped, TrainingFailed
 from launcher.job.budgets import Budgets
-from launcher.job.scripts import cause, judged
+from launcher.job.scripts import cause, judged, with_grace
 from launcher.launch.ended import AskedAgain
-from launcher.run.directory import RunDir
-from launcher.run.job import Attempt
+from launcher.run.directory import RunDir, write_json
+from launcher.run.job import Attempt, SlurmFolder
 from launcher.run.node_marks import Came
 from launcher.script.ends import End, Ends
 from launcher.script.script import Script
@@ -109,3 +109,19 @@ def test_where_progress_is_told_it_is_the_newest_file_that_counts(tmp_path: Path
 def test_steps_that_are_told_count_as_those_of_a_recipe() -> None:
     last = Attempt("1", 1, "n1", 0, "failed", 75, step=7)
     assert judged(told(), [FAILED, BEGAN], last, LIKE).got_on is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "asked", "grace"),
+    [("B:USR1@120", None, 120), ("R:USR1@300", None, 300), ("USR1", None, None), ("USR1@9", 4, 4)],
+)
+def test_a_script_has_to_stop_before_the_time_limit(
+    tmp_path: Path, signal: str, asked: float | None, grace: float | None
+) -> None:
+    run = RunDir(tmp_path)
+    SlurmFolder.of(run).path.mkdir()
+    option = {"value": signal, "source": "default"}
+    write_json(SlurmFolder.of(run).job, {"options": {"signal": option}})
+    assert with_grace(run, told(grace=asked))["script"]["grace"] == grace
+    recipe = {"hyperparameters": {}}
+    assert with_grace(run, recipe) == recipe
