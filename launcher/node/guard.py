@@ -25,6 +25,7 @@ from launcher.processes import (
     living_children,
 )
 
+_LOOK_S = 1.0  # between two looks at whether the launcher lives
 _GRACE_S = 1.0  # for what ends by itself when it has lost its parent
 
 
@@ -37,8 +38,10 @@ def main(command: list[str]) -> int:
             kill_children(os.getpid())
             os._exit(1)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, heard)
+    # What comes just before a wait is heard only after it.
+    signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
     die_with_parent(launcher, signal.SIGTERM)
     adopt_orphans()
     # Commands read their environment at once: see `launcher.node.start`.
