@@ -1,11 +1,19 @@
 """Fixtures that several files share."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import strict_cluster as strict
 from slurm_cluster import Cluster, missing, slurm_cluster
+from warm import WARM
+from xdist.scheduler import LoadFileScheduling
+
+# Threads that wait for each other keep no core busy: there are more of them than cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+WARM.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,6 +23,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if limit := item.get_closest_marker("timeout"):
             longest[item.path] = max(limit.args[0], longest.get(item.path, 0))
     items.sort(key=lambda item: -longest.get(item.path, 0))
+
+
+class ByFile(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no types
+    """A file stays in one process; of the longest, each of two clusters has one of its own."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return nodeid.partition("[")[2] if file.endswith("test_job_ends.py") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    """Take it for `--dist loadfile`."""
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Start processes from a warm one, but for tests that ask for cold ones."""
+    WARM.wanted = item.get_closest_marker("cold") is None
+    return (yield)
+
+
+def pytest_sessionfinish() -> None:
+    """End the warm process; what it has covered is written then."""
+    WARM.close()
 
 
 @pytest.fixture(scope="module")
