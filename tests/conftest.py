@@ -41,8 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | Non
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Start processes from a warm one, but for tests that ask for cold ones."""
-    WARM.wanted = item.get_closest_marker("cold") is None
+    """Start processes from a warm one for tests that are marked so."""
+    WARM.wanted = bool(item.get_closest_marker("warm")) and not item.get_closest_marker("cold")
     return (yield)
 
 

@@ -13,7 +13,7 @@ from training import RECIPES, Run, command, family, launcher, started, survivors
 
 from launcher.run import mark
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 SLOW = RECIPES / "slow_disk.py"
 
 

@@ -24,7 +24,7 @@ from training import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 TROUBLE = RECIPES / "trouble.py"
 DIGITS = PROJECT / "recipes" / "digits.py"
 LAUNCHER = Path(sys.executable).with_name("launcher")

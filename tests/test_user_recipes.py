@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from training import PROJECT, Run, command, family, launcher, started, survivors, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 DIGITS = PROJECT / "recipes" / "digits.py"
 UNSEEDED = """data = load_digits(train=True, transform=to_float)
         return torch.utils.data.Subset(data, numpy.random.permutation(700))"""

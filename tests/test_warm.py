@@ -12,7 +12,10 @@ import pytest
 from training import clean_environment, command
 from warm import WARM
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes start warm on Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="processes start warm on Linux"),
+    pytest.mark.warm,
+]
 # What it is, but for what differs from one Python to the next.
 TELL = """
 import json, os, signal, sys, threading

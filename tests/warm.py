@@ -1,7 +1,7 @@
 """Starts commands of Python from a warm process, where that is the same: see `zygote`.
 
 `install` has `subprocess` do so for what it can become; the rest starts as ever, and so does all
-where there is no such process. Tests about starting and ending processes are marked `cold`.
+where there is no such process. For tests that are marked `warm`.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ class Warm:
 
     def __init__(self) -> None:
         """Note what the environment is when nothing has changed it."""
-        self.wanted = True
+        self.wanted = False
         self._can_be = sys.platform == "linux"
         self._ours = {name: word for name, word in os.environ.items() if name != "OMP_NUM_THREADS"}
         self._lock = threading.Lock()

@@ -17,6 +17,8 @@ from launcher.recipe.base import REQUIRED_METHODS
 from launcher.recipe.file import bundled, find, outline
 from launcher.recipe.hyperparameters import configure
 
+pytestmark = pytest.mark.warm
+
 LAUNCHER = Path(sys.executable).with_name("launcher")
 TWO_GPUS = {"CUDA_VISIBLE_DEVICES": "0,1"}
 

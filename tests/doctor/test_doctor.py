@@ -27,6 +27,8 @@ from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm import doctor as doctor_slurm
 
+pytestmark = pytest.mark.warm
+
 
 def on_slurm(test: Any) -> Any:
     return pytest.mark.slow(pytest.mark.slurm(test))

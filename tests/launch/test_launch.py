@@ -24,6 +24,8 @@ from launcher.launch.launch import (
 from launcher.processes import cores
 from launcher.run.directory import RunDir
 
+pytestmark = pytest.mark.warm
+
 RUN = RunDir(Path("/runs/r"))
 SPEC = RunDir(Path("/runs/r/logs/node-1-spec"))
 TWO_MACHINES = Nodes(nproc=2, nnodes=2, node_rank=1, endpoint="[fd00::1]:29500")

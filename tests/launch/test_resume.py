@@ -14,6 +14,8 @@ from launcher.recipe.hyperparameters import configure
 from launcher.run.config import describe
 from launcher.run.directory import RunDir, write_json
 
+pytestmark = pytest.mark.warm
+
 
 def made(folder: Path, without: str) -> RunDir:
     """A run that was made when its recipe had no such hyperparameter."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from training import PROJECT, Run, command, launcher
 
-pytestmark = pytest.mark.cold
 AGENT = """
 import json, os, signal, subprocess, sys, time
 from launcher.node.forks import Fork

@@ -13,7 +13,6 @@ from training import RECIPES, clean_environment, command, launcher, started, wai
 
 from launcher.processes import PARENT
 
-pytestmark = pytest.mark.cold
 CHILDREN = RECIPES / "leaves_children.py"
 GUARD = [sys.executable, "-m", "launcher.node.guard"]
 

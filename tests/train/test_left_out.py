@@ -15,6 +15,8 @@ from launcher.ranks.faults import StopRequest
 from launcher.recipe.base import Recipe
 from launcher.train.prepare import prepare
 
+pytestmark = pytest.mark.warm
+
 
 def test_a_run_without_tests_is_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
     for world in (1, 2, 3):

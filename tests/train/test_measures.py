@@ -15,6 +15,8 @@ from training import RECIPES, Run, launcher, many_runs
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
 from launcher.train.measures import numbers
 
+pytestmark = pytest.mark.warm
+
 CASES: list[dict[str, Any]] = [
     {"name": "plain", "recipe": "counted"},
     {"name": "micro", "recipe": "counted", "micro_batch_size": 3},
