@@ -14,6 +14,8 @@ from launcher.errors import RecipeError
 from launcher.model.optimizers import Optimizers, asked_for
 from launcher.run import checkpoint_files
 
+pytestmark = pytest.mark.warm
+
 BASE: dict[str, Any] = {"recipe": "optimised"}
 CASES = [
     {**BASE, "name": "epoch", "schedule": "epoch"},

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from training import Run, many_runs
 
+pytestmark = pytest.mark.warm
+
 CURVE: dict[str, Any] = {"recipe": "curve", "dtype": "float64", "samples": 197, "test_samples": 61}
 CURVE |= {"test_batch_size": 20, "log_every": 3, "augment": True, "hidden": 16}  # 4 steps an epoch
 CURVE |= {"sanity_test": False}  # `stops` count passes
