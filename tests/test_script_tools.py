@@ -1,10 +1,11 @@
 """Scripts as each tool's documentation has them, and Accelerate's own, find each other."""
 
+import socket
 from pathlib import Path
 
 import pytest
 from test_scripts import log_of
-from training import launcher
+from training import launcher, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PROGRAMS = Path(__file__).parent / "programs"
@@ -42,3 +43,33 @@ def test_accelerate_s_own_scripts_end_as_under_torchrun(name: str, tmp_path: Pat
     module = f"accelerate.test_utils.scripts.{name}"
     done = launcher("run", "-m", module, "--nproc", "2", "--cpu", "--run-dir", "r", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+TWO_MACHINES = """
+import os, sys
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+ones, start = torch.ones(1), os.environ["LAUNCHER_START"]
+dist.all_reduce(ones)
+print(f"{ones.item():g} of {dist.get_world_size()}, start {start}", flush=True)
+if dist.get_rank() == 1 and "fail" in sys.argv:
+    raise ValueError("at one")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("way", ["well", "fail"])
+def test_machines_meet_and_end_together(way: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TWO_MACHINES)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["train.py", "--cpu", "--nnodes=2", f"--rdzv-endpoint=localhost:{port}"]
+    words += ["--run-dir", "r"]
+    with started("run", *words, "--node-rank=1", "--", way, cwd=tmp_path) as other:
+        done = launcher("run", *words, "--", way, cwd=tmp_path)
+        _, errors = other.communicate(timeout=60)
+    assert done.returncode == other.returncode == (way == "fail"), done.stderr + errors
+    assert ("rank 1 on" in errors and "ValueError: at one" in errors) == (way == "fail")
+    for rank in range(2):
+        assert "2 of 2, start 1\n" in log_of(tmp_path / "r", rank)

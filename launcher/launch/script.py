@@ -108,18 +108,18 @@ def write_result(run: RunDir, nodes: Nodes, error: LauncherError | None, seconds
     )
 
 
-def starts(run: RunDir) -> int:
-    """Return how often a script was started."""
-    return int((read_json(_starts_file(run)) or {}).get("starts", 0))
+def starts(run: RunDir, node_rank: int = 0) -> int:
+    """Return how often a script was started: outside of a job, each machine counts for itself."""
+    return int((read_json(_starts_file(run, node_rank)) or {}).get("starts", 0))
 
 
-def note_start(run: RunDir, start: int) -> None:
+def note_start(run: RunDir, start: int, node_rank: int = 0) -> None:
     """Note which start of a script this is, counted from 1."""
-    write_json(_starts_file(run), {"starts": start})
+    write_json(_starts_file(run, node_rank), {"starts": start})
 
 
-def _starts_file(run: RunDir) -> Path:
-    return run.logs / "starts.json"
+def _starts_file(run: RunDir, node_rank: int) -> Path:
+    return run.logs / (f"node-{node_rank}-starts.json" if node_rank else "starts.json")
 
 
 class _Progress:
@@ -181,9 +181,11 @@ def _attempt(
     """Start the processes once; returns how they ended, None where they completed."""
     run, node_rank = job.run, job.nodes.node_rank
     run.logs.mkdir(parents=True, exist_ok=True)
-    start = starts(run) + (0 if job.managed else 1)  # a job has counted it for all machines
-    if not job.managed:
-        note_start(run, start)
+    if job.managed:  # it has counted for all machines
+        start = starts(run)
+    else:
+        start = starts(run, node_rank) + 1
+        note_start(run, start, node_rank)
     for rank in job.ranks:
         for path in (run.mark(rank), run.record(rank), note_of(run.path, rank)):
             path.unlink(missing_ok=True)

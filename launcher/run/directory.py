@@ -14,7 +14,9 @@ from launcher.masks import masked
 from launcher.run.told import Told, is_script
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
-_OF_A_NODE = re.compile(r"node-\d+(-spec|-agent|-exits\.json|-error\.json|\.json|\.log)")
+_OF_A_NODE = re.compile(  # or of a script's processes, which start before they meet
+    r"node-\d+(-spec|-agent|-(exits|error|starts)\.json|\.json|\.log)|rank-[1-9]\d*\.(json|log|mark)"
+)
 _OF_A_PROCESS = re.compile(
     r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.json|\.log)"
 )
