@@ -135,6 +135,28 @@ def check_commands(cluster: Cluster, job: Submitted) -> None:
     assert "completed" in again.stderr
 
 
+PROGRAMS = Path(__file__).parent / "programs"
+HF = ["--output_dir", "out", "--use_cpu", "--num_train_epochs", "2", "--save_steps", "4"]
+# A program, its own words, what each rank says at its end.
+TOOLS: dict[str, tuple[list[object], str]] = {
+    "by_trainer.py": ([*HF, "--report_to", "none"], "world 2 rank {rank}, step 8"),
+    "by_lightning.py": ([1, 2], "world 2 rank {rank} by TorchElasticEnvironment"),
+}
+
+
+def test_scripts_of_the_tools_train_on_two_nodes(cluster: Cluster, folder: Path) -> None:
+    jobs = {}
+    for name, (words, _) in TOOLS.items():
+        (folder / name[:-3]).mkdir()
+        options = [PROGRAMS / name, "--nodes=2", "--nproc=1"]
+        jobs[name] = submit(cluster, folder / name[:-3], *options, after=words)
+    for name, (_, said) in TOOLS.items():
+        job = jobs[name]
+        assert job.wait() == "COMPLETED", job.said
+        assert verdicts(job) == ["completed"]
+        assert all(said.format(rank=rank) in job.log(rank) for rank in range(2))
+
+
 def test_a_script_with_attach_that_is_preempted_ends_as_an_undisturbed_one(
     cluster: Cluster, folder: Path
 ) -> None:

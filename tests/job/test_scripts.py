@@ -123,5 +123,5 @@ def test_a_script_has_to_stop_before_the_time_limit(
     option = {"value": signal, "source": "default"}
     write_json(SlurmFolder.of(run).job, {"options": {"signal": option}})
     assert with_grace(run, told(grace=asked))["script"]["grace"] == grace
-    recipe = {"hyperparameters": {}}
+    recipe: dict[str, Any] = {"hyperparameters": {}}
     assert with_grace(run, recipe) == recipe
