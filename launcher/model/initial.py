@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from launcher.errors import RecipeError
 from launcher.model.state import fit_into, read
+from launcher.processes import shown
 
 _MOST_NAMES = 20  # in one list on the console
 
@@ -37,7 +38,7 @@ def start_from(model: nn.Module, path: Path, *, say: bool) -> None:
             f"{name} {_shape(there[name])} there, {_shape(here[name])} here"
             for name in here.keys() & there.keys() - fits.keys()
         ]
-        print(f"starting from {len(taken)} of {len(here)} tensors of the model in {path}")
+        print(f"starting from {len(taken)} of {len(here)} tensors of the model in {shown(path)}")
         _list("of another shape", sorted(shapes))
         _list("not there, and as the recipe makes them", here.keys() - there.keys() - taken)
         _list("there, and not in the model", there.keys() - here.keys())

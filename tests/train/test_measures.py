@@ -110,11 +110,17 @@ def test_the_best_is_kept_by_the_metric_that_best_by_names(folders: dict[int, Pa
     assert f"error {best['error']}" in said.stdout
 
 
-def test_a_metric_that_is_not_there_is_known_before_the_first_step(tmp_path: Path) -> None:
-    # A recipe with `test_metrics` may make it there, of rows of a whole test.
-    done = launcher("run", "digits", "best_by=acuracy", "--run-dir", "r", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("recipe", "name", "near"),
+    [("digits", "acuracy", "accuracy"), (RECIPES / "counted.py", "-mediam", "median")],
+)
+def test_a_metric_that_is_not_there_is_known_before_the_first_step(
+    tmp_path: Path, recipe: str, name: str, near: str
+) -> None:
+    """One that `test_metrics` would make, too: it is tried on the rows of one batch."""
+    done = launcher("run", recipe, f"best_by={name}", "--run-dir", "r", cwd=tmp_path)
     assert done.returncode == 2
-    assert "did you mean `accuracy`?" in done.stderr
+    assert f"did you mean `{near}`?" in done.stderr
     assert not (tmp_path / "r").exists()
 
 
@@ -133,13 +139,24 @@ def test_after_a_test_the_recipe_leaves_files_of_its_own(
         assert int(told) in range(4)
 
 
-def test_what_runs_on_one_process_alone_may_not_talk_to_others(tmp_path: Path) -> None:
-    words = ["epochs=1", "talks=true", "--nproc", 2, "--run-dir", "r"]
+@pytest.mark.parametrize("method", ["after_test", "test_metrics"])
+def test_what_runs_on_one_process_alone_may_not_talk_to_others(tmp_path: Path, method: str) -> None:
+    words = ["epochs=1", f"talks={method}", "--nproc", 2, "--run-dir", "r"]
     done = launcher("run", RECIPES / "counted.py", *words, cwd=tmp_path)
     assert done.returncode == 1
-    assert "`after_test` talks to other processes" in done.stderr
-    assert [row["split"] for row in Run(tmp_path / "r").rows][-1] == "test"
-    assert not any((tmp_path / "r" / "after_test").iterdir())
+    assert f"`{method}` talks to other processes" in done.stderr
+    if method == "after_test":
+        assert [row["split"] for row in Run(tmp_path / "r").rows][-1] == "test"
+        assert not any((tmp_path / "r" / "after_test").iterdir())
+
+
+def test_what_test_metrics_makes_of_a_few_rows_is_no_end_of_a_run(tmp_path: Path) -> None:
+    words = [RECIPES / "counted.py", "epochs=1", "--run-dir", "r"]
+    done = launcher("run", *words, "least=38", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = "WARNING: `test_metrics` fails on the first 7 of 38 test samples: ValueError: these are"
+    assert told in done.stdout
+    assert Run(tmp_path / "r").result["test_median"]
 
 
 def test_sums_since_the_last_report_survive_a_kill_and_another_world(tmp_path: Path) -> None:
