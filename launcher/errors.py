@@ -8,6 +8,7 @@ LauncherError            1
 ├── TrainingFailed       1   a process of the run failed
 │   ├── NonFiniteLoss    1   the loss, or a weight, became NaN or infinite
 │   ├── SampleFailed     1   a sample could not be loaded
+│   ├── TooLarge         1   a micro-batch did not fit, and a smaller one may
 │   ├── NodeFailed       1   one machine, and no rank of it: it hangs or failed its checks
 │   └── PeerFailed       1   another rank failed; this one only noticed
 ├── BudgetUsedUp         76  a cluster job started again too often, or without getting on
@@ -75,6 +76,14 @@ class SampleFailed(TrainingFailed):
     def __init__(self, message: str, *, frames: str = "", trace: str = "") -> None:
         super().__init__(message)
         self.frames, self.trace = frames, trace
+
+
+class TooLarge(TrainingFailed):
+    """Memory was too small for a micro-batch; `smaller` is the size to try next."""
+
+    def __init__(self, message: str, smaller: int) -> None:
+        super().__init__(message)
+        self.smaller = smaller
 
 
 class NodeFailed(TrainingFailed):

@@ -63,7 +63,7 @@ def sampler_for(
         "batch_size": recipe.test_batch_size if test else recipe.batch_size,
         "rank": rank,
         "world_size": world_size,
-        "micro_batch_size": recipe.micro_batch_size,
+        "micro_batch_size": recipe.most_at_once,
         "seed": recipe.seed,
         "shuffle": not test,
         "drop_last": recipe.drop_last and not test,

@@ -24,6 +24,7 @@ from launcher.errors import (
 from launcher.files import warn_of_disk
 from launcher.gpus import gpus, shared
 from launcher.launch.allocator import allocator
+from launcher.launch.fitting import has_to_be_smaller
 from launcher.launch.notes import Noted
 from launcher.launch.supervise import HangWatch, Supervisor
 from launcher.launch.verdict import asked, verdict
@@ -247,7 +248,10 @@ def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
     """
     supervisor, farthest = Supervisor(patient=job.managed, on_stop=job.on_stop), -1
     for restarts_left in range(job.max_restarts, -1, -1):
-        error = _attempt(job, told, supervisor)
+        while True:
+            error = _attempt(job, told, supervisor)
+            if supervisor.requests or not has_to_be_smaller(error, job.run, job.ranks):
+                break  # else it was no failure that counts
         if not isinstance(error, TrainingFailed) or not restarts_left or supervisor.requests:
             break
         before, farthest = farthest, max(farthest, steps_done(job))

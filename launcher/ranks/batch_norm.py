@@ -29,6 +29,17 @@ def refuse_lone_samples(model: nn.Module, train: ShardSampler, test: ShardSample
                 _Look(name, module, test)
 
 
+def refuse_parts(model: nn.Module) -> None:
+    """Raise RecipeError for batch norm where memory decides how many samples come at a time."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise RecipeError(
+                f"`{name}` is batch norm, whose statistics are those of a micro-batch: with "
+                "`micro_batch_size=auto` the numbers would depend on the memory of the device",
+                hint="give a number, or use a norm of each sample (group norm, layer norm)",
+            )
+
+
 class _Look:
     """Looks at the shape of what a layer gets, once."""
 

@@ -30,6 +30,7 @@ class _Here:
 
     context: Among | None = None
     micro_batch_size: int | None = None
+    may_be_cut = False  # where it is found by trying
     shard: Shard | None = None
     used = False
 
@@ -65,6 +66,13 @@ def gather(z: Tensor) -> tuple[Tensor, Tensor]:
             "shard of `launcher.shards`",
         )
     HERE.used = True
+    if HERE.may_be_cut:
+        raise RecipeError(
+            "`launcher.gather` needs the rows of the whole global batch at once, and "
+            "`micro_batch_size=auto` may have them come in parts",
+            hint="leave micro_batch_size out; a smaller batch_size, or more processes, need less "
+            "memory each",
+        )
     if HERE.micro_batch_size and HERE.micro_batch_size < shard.size:
         raise RecipeError(
             "`launcher.gather` needs the rows of the whole global batch at once, and "

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from launcher.errors import RecipeError
 from launcher.recipe import untrained
@@ -83,13 +83,20 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
                 if isinstance(part, float) and not math.isfinite(part):
                     raise RecipeError(f"`{field.name}` must be a finite number, not {part}")
             least = AT_LEAST.get(field.name)
-            if least is not None and value is not None and value < least:
+            if isinstance(value, int | float) and least is not None and value < least:
                 raise RecipeError(f"`{field.name}` must be at least {least}, not {value}")
         if self.best_by in ("", "-", "loss", "-accuracy"):
             raise RecipeError(
                 f"`best_by` is `{self.best_by}`",
                 hint="name a metric: of which more is better, or with a minus, like -loss, less",
             )
+
+    _fits: ClassVar[int | None] = None  # what was found, of an instance whose size is "auto"
+
+    @property
+    def most_at_once(self) -> int | None:
+        """Most samples in one forward pass of one process, None where all come at once."""
+        return self._fits if self.micro_batch_size == "auto" else self.micro_batch_size
 
     def model(self) -> "nn.Module":
         """Build the model, on the CPU; weights are initialised from the seed."""

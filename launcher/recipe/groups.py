@@ -47,7 +47,7 @@ class Data:
     """Data."""
 
     batch_size: int = 64  # samples of one optimizer step, over all processes together
-    micro_batch_size: int | None = None  # most samples in one forward pass of one process
+    micro_batch_size: int | Literal["auto"] | None = None  # most samples at once; auto: what fits
     num_workers: int | None = None  # data processes a training process; none: chosen from cores
     worker_start: Literal["fork", "forkserver", "spawn"] = "fork"  # how they start: forks may hang
     data_on_device: bool | None = None  # keep arrays in a GPU's memory; none: if they are small

@@ -19,7 +19,7 @@ from typing import Literal, TextIO
 
 import launcher
 from launcher.console import Lasting
-from launcher.errors import BadInput, LauncherError, PeerFailed, SampleFailed, Stopped
+from launcher.errors import BadInput, LauncherError, PeerFailed, SampleFailed, Stopped, TooLarge
 from launcher.files import assets
 from launcher.run.directory import RunDir, read_json, write_json
 
@@ -42,6 +42,7 @@ class Record:
     users_mistake: bool = False  # a mistake in what was asked: nothing was trained
     first_cause: bool = True  # False: it failed because another rank had failed
     exit_code: int = 0
+    smaller: int | None = None  # a micro-batch size with which to start again at once
 
     @classmethod
     def started(cls, rank: int) -> "Record":
@@ -61,6 +62,7 @@ class Record:
             self.exit_code = error.exit_code
             self.users_mistake = isinstance(error, BadInput)
             self.state = "stopped" if isinstance(error, Stopped) else state
+            self.smaller = error.smaller if isinstance(error, TooLarge) else None
             if isinstance(error, SampleFailed):
                 self.traceback, self.users_frames = error.trace, error.frames
         else:

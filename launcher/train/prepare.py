@@ -27,7 +27,7 @@ from launcher.model.optimizers import Optimizers
 from launcher.model.optimizers import asked_for as optimizers_of
 from launcher.model.schedules import Schedules, Steps
 from launcher.model.schedules import asked_for as schedules_of
-from launcher.ranks.batch_norm import refuse_lone_samples
+from launcher.ranks.batch_norm import refuse_lone_samples, refuse_parts
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
 from launcher.ranks.faults import StopRequest
@@ -73,7 +73,10 @@ def prepare(
         share_gradients(model, context, times)
     optimizers = _optimizers(recipe, unwrapped(model), loss_fn)
     refuse_lone_samples(unwrapped(model), *samplers)
-    HERE.context, HERE.micro_batch_size = context, recipe.micro_batch_size
+    HERE.context, HERE.micro_batch_size = context, recipe.most_at_once
+    if recipe.micro_batch_size == "auto":
+        HERE.may_be_cut = True
+        refuse_parts(unwrapped(model))
     train_loader, test_loader = _loaders(recipe, context, parts, samplers, most_steps is not None)
     return Training(
         recipe=recipe,
@@ -152,7 +155,7 @@ def _graphs(
     """Return what replays steps, None where that is not asked for or cannot be here."""
     if not recipe.cuda_graphs:
         return None
-    if (recipe.micro_batch_size or recipe.batch_size) < recipe.batch_size:
+    if (recipe.most_at_once or recipe.batch_size) < recipe.batch_size:
         raise RecipeError(
             "`cuda_graphs` records whole steps, and `micro_batch_size` cuts them up",
             hint="leave out one of them",

@@ -74,6 +74,11 @@ def main(recipe_type: type[Recipe]) -> None:
         words, run_path = _script_arguments(sys.argv[1:])
         file = find(inspect.getfile(recipe_type))
         recipe = configure(recipe_type, str(file.path), split_overrides(words))
+        if recipe.micro_batch_size == "auto":
+            raise RecipeError(
+                "`micro_batch_size=auto` starts processes again until they fit",
+                hint=f"`launcher run {shown(file.path)}` can do that; or give a number",
+            )
         context = Context(
             mixed_precision=recipe.mixed_precision,
             find_unused_parameters=recipe.find_unused_parameters,

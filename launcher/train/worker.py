@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from torch import OutOfMemoryError
+
 from launcher.data.device import claim_gpu
 from launcher.errors import NonFiniteLoss, RunDirError, Stopped
 from launcher.leave import leave
@@ -27,6 +29,7 @@ from launcher.run.directory import RunDir, write_json
 from launcher.run.mark import Marker
 from launcher.run.record import Record, logged
 from launcher.run.rows import told_of_test
+from launcher.sharding.fitting import refuse_size, take_what_fits
 from launcher.train.checkpoint import (
     Saver,
     load_to_test,
@@ -187,6 +190,10 @@ def work(
         except Stopped:
             context.agree(True)
             raise
+        except OutOfMemoryError as error:
+            samples = training.train_loader.sampler.size
+            refuse_size(recipe, samples, context, training.progress.step - begun, error)
+            raise
         except NonFiniteLoss as error:
             if context.rank == 0 and begun and error.step <= begun + 1:
                 _doubt(run, begun)
@@ -266,6 +273,7 @@ def _work_as_told(run: RunDir, spec: RunDir) -> None:
     file = RecipeFile(told["recipe"], Path(told["recipe_path"]), source)
     recipe_type = load(file)
     recipe = configure(recipe_type, str(file.path), told["hyperparameters"])
+    take_what_fits(recipe, told)
     run.mark(int(os.environ.get("RANK", "0"))).touch()  # so far a job's node was sound
     context = Context(
         cpu=told["cpu"],

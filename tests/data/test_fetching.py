@@ -42,7 +42,7 @@ class Made(Dataset[Any]):
 def loader(
     dataset: Any, recipe: Recipe, rank: int = 0, world: int = 1, *, test: bool = False
 ) -> Loader:
-    cut = recipe.micro_batch_size
+    cut = recipe.most_at_once
     sampler = ShardSampler(
         len(dataset), recipe.batch_size, rank=rank, world_size=world, micro_batch_size=cut
     )

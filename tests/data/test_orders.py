@@ -118,7 +118,7 @@ def loaded(recipe: Recipe, dataset: Any, world: int, epoch: int = 2, start: int 
             recipe.batch_size,
             rank=rank,
             world_size=world,
-            micro_batch_size=recipe.micro_batch_size,
+            micro_batch_size=recipe.most_at_once,
             order=order_of(recipe, dataset),
             partners=partners_of(recipe),
         )
