@@ -27,7 +27,7 @@ if __name__ == "__main__":
     trainer = L.Trainer(
         accelerator="cpu",
         devices=int(sys.argv[1]),
-        num_nodes=int((*sys.argv, 1)[2]),
+        num_nodes=int(sys.argv[2]) if len(sys.argv) > 2 else 1,
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
