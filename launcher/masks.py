@@ -37,7 +37,9 @@ def masked_words(words: Iterable[str], parameters: Mapping[str, Any]) -> list[st
     """Return a command line as it may be shown; whether a value is text, `parameters` tell."""
     pairs = [(word, *word.partition("=")) for word in words]
     return [
-        f"{name}={_MASK}" if equals and is_secret(name, parameters.get(name, value)) else word
+        f"{name}={_MASK}"
+        if equals and is_secret(name.replace("-", "_"), parameters.get(name, value))
+        else word
         for word, name, equals, value in pairs
     ]
 
@@ -47,7 +49,20 @@ def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
     parameters, command = config["hyperparameters"], config.get("command")
     shown = dict(config) | {"hyperparameters": masked(parameters)}
     if isinstance(command, list) and all(isinstance(word, str) for word in command):
-        shown["command"] = masked_words(command, parameters)
+        shown["command"] = _masked_options(masked_words(command, parameters))
+    script = config.get("script")
+    if isinstance(script, dict) and isinstance(script.get("args"), list):
+        words = [str(word) for word in script["args"]]
+        shown["script"] = script | {"args": _masked_options(masked_words(words, {}))}
+    return shown
+
+
+def _masked_options(words: Iterable[str]) -> list[str]:
+    """Return a command line with what follows options like `--api-key` as it may be shown."""
+    shown, secret = [], False
+    for word in words:
+        shown.append(_MASK if secret and not word.startswith("-") else word)
+        secret = word.startswith("-") and is_secret(word.replace("-", "_"), word)
     return shown
 
 

@@ -248,3 +248,16 @@ def test_a_script_may_use_recipes_of_other_files(tmp_path: Path) -> None:
     written(tmp_path, text, "other.py")
     done = ran(tmp_path, USES)
     assert done.returncode == 0, done.stderr
+
+
+def test_secrets_among_the_arguments_are_for_the_owner_alone(tmp_path: Path) -> None:
+    words = ["--hub-token", "abc", "--api_key=def", "--keys", "3", "--lr", "1"]
+    done = ran(tmp_path, "", "--", *words)
+    assert done.returncode == 0, done.stderr
+    config = tmp_path / "r/config.json"
+    assert json.loads(config.read_text())["script"]["args"] == words
+    assert config.stat().st_mode & 0o077 == 0
+    shown = summary(tmp_path / "r").config
+    assert shown["script"]["args"][:4] == ["--hub-token", "***", "--api_key=***", "--keys"]
+    assert "abc" not in str(shown)
+    assert "def" not in str(shown["command"])

@@ -10,8 +10,8 @@ from typing import Any
 
 from launcher.errors import RunDirError
 from launcher.files import make_folders, remove_empty, written
-from launcher.masks import masked
-from launcher.run.told import Told, is_script
+from launcher.masks import masked_config
+from launcher.run.told import CONFIG, Told, is_script
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _OF_A_NODE = re.compile(  # or of a script's processes, which start before they meet
@@ -20,15 +20,6 @@ _OF_A_NODE = re.compile(  # or of a script's processes, which start before they 
 _OF_A_PROCESS = re.compile(
     r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.json|\.log)"
 )
-# What a config.json says, where it says it.
-_KINDS = {
-    **dict.fromkeys(("recipe", "recipe_path", "folder", "init_from"), str),
-    **dict.fromkeys(("hyperparameters", "tracking", "script"), dict),
-    "world_size": int,
-    "nodes": int,
-    "cpu": bool,
-    "resumed": list,
-}
 
 
 @dataclass(frozen=True)
@@ -181,8 +172,8 @@ class RunDir:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json; one that holds secrets is for its owner alone."""
-        parameters = config.get("hyperparameters", {})
-        with written(self.config, private=masked(parameters) != parameters) as beside:
+        private = "hyperparameters" in config and masked_config(config) != config
+        with written(self.config, private=private) as beside:
             beside.write_text(_json(config), encoding="utf-8")
 
     @contextmanager
@@ -260,7 +251,7 @@ def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:
 
     Who only wants `to_look` takes all values but the hyperparameters as they are.
     """
-    kinds = {"hyperparameters": dict} if to_look else _KINDS
+    kinds = {"hyperparameters": dict} if to_look else CONFIG
     try:
         told = Told(path, _json_object(path.read_text(encoding="utf-8")), kinds)
     except (OSError, ValueError) as error:

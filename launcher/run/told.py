@@ -6,6 +6,15 @@ from typing import Any
 
 from launcher.errors import RunDirError
 
+# What a config.json says, where it says it.
+CONFIG = {
+    **dict.fromkeys(("recipe", "recipe_path", "folder", "init_from"), str),
+    **dict.fromkeys(("hyperparameters", "tracking", "script"), dict),
+    "world_size": int,
+    "nodes": int,
+    "cpu": bool,
+    "resumed": list,
+}
 KIND = "script"  # config.json's `kind`; that of a recipe has none
 
 
