@@ -70,12 +70,14 @@ class SampleFailed(TrainingFailed):
     """A sample could not be loaded.
 
     `frames` are the user's own of the exception, `trace` is all of it: text, which gets through
-    from a data worker.
+    from a data worker. `sample` is which one, "" where only its batch is known.
     """
 
-    def __init__(self, message: str, *, frames: str = "", trace: str = "") -> None:
+    def __init__(
+        self, message: str, *, frames: str = "", trace: str = "", sample: str = ""
+    ) -> None:
         super().__init__(message)
-        self.frames, self.trace = frames, trace
+        self.frames, self.trace, self.sample = frames, trace, sample
 
 
 class TooLarge(TrainingFailed):

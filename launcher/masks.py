@@ -45,15 +45,25 @@ def masked_words(words: Iterable[str], parameters: Mapping[str, Any]) -> list[st
 
 
 def masked_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json as it may be shown."""
-    parameters, command = config["hyperparameters"], config.get("command")
-    shown = dict(config) | {"hyperparameters": masked(parameters)}
+    """Return a config.json, or a session in one, as it may be shown."""
+    parameters, command = config.get("hyperparameters"), config.get("command")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    shown = dict(config) | ({"hyperparameters": masked(parameters)} if parameters else {})
     if isinstance(command, list) and all(isinstance(word, str) for word in command):
         shown["command"] = _masked_options(masked_words(command, parameters))
     script = config.get("script")
     if isinstance(script, dict) and isinstance(script.get("args"), list):
         words = [str(word) for word in script["args"]]
         shown["script"] = script | {"args": _masked_options(masked_words(words, {}))}
+    if isinstance(changes := config.get("changes"), dict):
+        shown["changes"] = {name: shown_value(name, both) for name, both in changes.items()}
+    sessions = config.get("resumed")
+    if isinstance(sessions, list):
+        shown["resumed"] = [
+            masked_config(one) if isinstance(one, dict) else one for one in sessions
+        ]
+    if isinstance(first := config.get("first_session"), dict):
+        shown["first_session"] = masked_config(first)
     return shown
 
 

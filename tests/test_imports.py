@@ -25,6 +25,7 @@ WINGS = [
     "doctor",
     "node",
     "launch",
+    "replay",
     "train",
     "attached",
     "sharding",
@@ -36,9 +37,12 @@ WINGS = [
     "run",
     "recipe",
 ]
-WORKER_SIDE = {"node", "train", "attached", "sharding", "ranks", "data", "model"}
+WORKER_SIDE = {"node", "replay", "train", "attached", "sharding", "ranks", "data", "model"}
 # Where one side reaches the other: a recipe that runs in this process, and W&B's client.
-DOORS = {("cli.run", "train.script", "debug")}
+DOORS = {
+    ("cli.recipes", "train.script", "_debug_recipe"),
+    ("cli.recipes", "replay.process", "_make_alone"),
+}
 BEHIND_THE_WALL = {"tracking.session"}
 WALL = {"torch", "torchvision", "accelerate", "wandb"}
 HEAVY = {*WALL, "numpy", "rich", "jinja2", "plotly"}

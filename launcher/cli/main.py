@@ -19,7 +19,7 @@ from launcher.tied import stay_tied
 COMMANDS = {
     "run": ("run", "Train RECIPE: a bundled name or the path of a file."),
     "debug": (
-        "run",
+        "recipes",
         "Train a few batches of RECIPE in this process, on the CPU, and test a few.",
     ),
     "resume": ("run", "Continue the run in RUN_DIR from its newest valid checkpoint."),

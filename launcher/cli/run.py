@@ -1,4 +1,4 @@
-"""The commands that train and test on this machine: run, debug, resume, test."""
+"""The commands that train and test on this machine: run, resume, test."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,13 +29,13 @@ from launcher.launch.resume import (
 )
 from launcher.launch.script import describe_script, launch
 from launcher.recipe.base import Recipe
-from launcher.recipe.file import RecipeFile, find, load, outline
+from launcher.recipe.file import RecipeFile, outline
 from launcher.recipe.hyperparameters import configure, split_overrides
 from launcher.run import wandb
 from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_config, read_json
-from launcher.run.rows import finite, told_of_test
+from launcher.run.rows import told_of_test
 from launcher.run.told import is_script
 from launcher.run.weights import weights_of
 
@@ -141,29 +141,6 @@ def run(
     new = spec.create(config_json | ({"profile": True} if profile else {}), file.source)
     extra = ctx.args if made else ()
     launch_and_tell(Launch(folder, spec, nodes, extra, max_restarts, made=new))
-
-
-@click.command(cls=TakesHyperparameters)
-@click.argument("recipe")
-@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Batches.")
-@INIT_FROM
-@JSON
-def debug(recipe: str, words: tuple[str, ...], steps: int, init_from: Path | None) -> None:
-    """Train a few batches of RECIPE in this process, on the CPU, and test a few.
-
-    breakpoint() and debuggers work, tracebacks are whole, anomaly detection is on, and nothing
-    is written.
-    """
-    file = find(recipe)
-    configure(outline(file), recipe, split_overrides(words))  # what is wrong is told at once
-    weights = weights_of(init_from) if init_from else None
-    recipe_type = load(file)
-    from launcher.train.script import debug as debug_in_process  # noqa: PLC0415  # the wall: torch only here
-
-    made = configure(recipe_type, recipe, split_overrides(words))
-    told = debug_in_process(made, steps, weights)
-    tell(**{"error": None, "hint": None} | {name: finite(value) for name, value in told.items()})
 
 
 @click.command(cls=TakesHyperparameters)

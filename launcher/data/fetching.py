@@ -116,7 +116,7 @@ class Fetcher(Dataset[Shard | Failed]):
             [one] = self.listed(np.array([at])) if at is not None else [""]
             which = f"sample {one}" if one else f"the batch of {listed}"
             which = which if self.arrays is None else listed
-            raise self._failed(which, part.epoch, error) from error
+            raise self._failed(which, part.epoch, error, one) from error
 
     def listed(self, names: Numbers) -> list[str]:
         """Return samples as people find them."""
@@ -164,13 +164,14 @@ class Fetcher(Dataset[Shard | Failed]):
         partners = [deepcopy(loaded[at]) if at in seen else loaded[at] for at in others.tolist()]
         return self.joiner.join([*zip([loaded[at] for at in own], partners, strict=True)], part)
 
-    def _failed(self, which: str, epoch: int, error: Exception) -> SampleFailed:
+    def _failed(self, which: str, epoch: int, error: Exception, sample: str = "") -> SampleFailed:
         kind = "test" if self.test else "train"
         return SampleFailed(
             f"{which} of `{kind}_data` could not be loaded (epoch {epoch}, rank {self.rank}): "
             f"{type(error).__name__}: {error}",
             frames=users_frames(error),
             trace="".join(traceback.format_exception(error)),
+            sample=sample,
         )
 
 

@@ -20,6 +20,7 @@ from launcher.recipe.hyperparameters import configure
 from launcher.recipe.only_data import refuse_others
 from launcher.run import checkpoint_files, wandb
 from launcher.run.checkpoint_files import Checkpoint
+from launcher.run.config import session_of, versions
 from launcher.run.directory import RunDir, read_json
 from launcher.run.told import is_script
 from launcher.script.script import Script, file_of_module
@@ -147,15 +148,17 @@ def resumed(
             hint="--allow-changes does it all the same; the result is then no longer that of one "
             "recipe and seed",
         )
-    session = {"time": time.time(), "world_size": nodes.world_size, "changes": changes}
-    return told | {
+    onward = {
         "hyperparameters": after,
         "world_size": nodes.world_size,
         "threads": threads_of(nodes, told),
         "nodes": nodes.nnodes,
         "cpu": nodes.cpu,
-        "resumed": [*told.get("resumed", []), session | {"command": sys.argv}],
     }
+    session = session_of(onward | {"versions": versions()})
+    session |= {"time": time.time(), "changes": changes, "command": sys.argv}
+    first = {} if told.get("resumed") else {"first_session": session_of(told)}
+    return first | told | onward | {"resumed": [*told.get("resumed", []), session]}
 
 
 def choose(run: RunDir, which: str) -> Checkpoint:
@@ -198,7 +201,7 @@ def test_of(
     }
     with tempfile.TemporaryDirectory(prefix="launcher-test-") as folder:
         scratch = RunDir(Path(folder))
-        kept = _kept(checkpoint, scratch.path)
+        kept = kept_checkpoint(checkpoint, scratch.path)
         configured |= {"test": str(kept)}
         scratch.fill(configured, recipe_of(run).source)
         yield Launch(scratch, scratch, nodes, resumed=configured)
@@ -219,7 +222,7 @@ def _with_other_data(
     return told | {"hyperparameters": after, "only_data": [n for n in changed if n in own]}
 
 
-def _kept(checkpoint: Checkpoint, folder: Path) -> Path:
+def kept_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     """Return a folder with the files of a checkpoint, which a run that goes on may delete."""
     kept = folder / checkpoint.path.name
     kept.mkdir()

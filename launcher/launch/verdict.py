@@ -81,13 +81,14 @@ def first_failure(
         return None
     first = candidates[0]
     log = f"the full log is {shown(run.log(first.rank))}"
+    again = first.made_again(run)
     if first.error and not first.traceback:  # an error of ours, which says all there is to say
-        return TrainingFailed(first.error, hint=first.hint or log)
+        return TrainingFailed(first.error, hint="; ".join([*again, first.hint or log]))
     what = first.error.partition("\n")[0] or death(exits.get(str(first.rank)))
     lines = "\n".join(first.users_frames.splitlines()[-10:]) or tail(run.log(first.rank))
     return TrainingFailed(
         f"rank {first.rank} on {first.host} failed first: {what}\n{lines}".rstrip(),
-        hint=f"{first.hint}; {log}" if first.hint else log,
+        hint="; ".join([*again, *filter(None, [first.hint]), log]),
     )
 
 

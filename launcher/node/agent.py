@@ -23,6 +23,7 @@ from launcher.leave import leave
 from launcher.node import probe
 from launcher.node.forks import stand_in
 from launcher.node.meeting import Alone, Meeting
+from launcher.replay import process
 from launcher.run import mark
 from launcher.run.directory import RunDir, write_json
 from launcher.train import worker
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> NoReturn:
     _end_survivors_soon(RunDir(Path(arguments[-2])))
     if int(forks):
         what, run, spec = arguments[-3:]
-        does = {"worker": worker.main, "probe": probe.main}[what]
+        does = {"worker": worker.main, "replay": process.main, "probe": probe.main}[what]
         stand_in(int(forks), lambda: does([run, spec]))
     asked = launch_command_parser().parse_args(arguments)
     _offer_ways_to_meet(asked)

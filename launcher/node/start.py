@@ -1,6 +1,6 @@
 """The first lines of every process that the launcher starts: bound to its parent before all else.
 
-    python -m launcher.node.start agent|programs|worker|probe|mirror ARGUMENTS
+    python -m launcher.node.start agent|programs|worker|replay|probe|mirror ARGUMENTS
 
 Importing torch takes seconds, in which the parent may be killed: nobody would tell this process.
 """
@@ -18,6 +18,7 @@ _HOMES = {
     "agent": "launcher.node.agent",
     "programs": "launcher.node.programs",
     "worker": "launcher.train.worker",
+    "replay": "launcher.replay.process",
     "probe": "launcher.node.probe",
     "mirror": "launcher.tracking.process",
 }
@@ -27,7 +28,7 @@ def main(what: str, arguments: list[str]) -> int:
     """Run the `main` of a module that has a process to itself; returns the exit code."""
     die_with_parent(int(os.environ[PARENT]))
     os.environ[PARENT] = str(os.getpid())  # for those that this process starts
-    if what in ("worker", "probe") and os.environ.get("ACCELERATE_USE_CPU") != "true":
+    if what in ("worker", "replay", "probe") and os.environ.get("ACCELERATE_USE_CPU") != "true":
         stay_near(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["OMP_NUM_THREADS"]))
     module = import_module(_HOMES[what])
     if mark := os.environ.pop(LOADED, None):  # a job wants to know of each node

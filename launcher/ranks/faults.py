@@ -47,7 +47,7 @@ def check_finite(totals: Totals, first_step: int, epoch: int, what: str = "the l
             raise NonFiniteLoss(
                 f"{what} step {first_step + offset} (epoch {epoch}) is {loss}",
                 step=first_step + offset,
-                hint="try a smaller learning_rate; `launcher debug` finds the operation",
+                hint="try a smaller learning_rate",
             )
 
 

@@ -14,7 +14,10 @@ from typing import Any
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile
 from launcher.run import wandb
+from launcher.run.directory import RunDir
 
+# What a session of a run notes of itself.
+_SESSION = ("world_size", "nodes", "threads", "cpu", "hyperparameters")
 _PACKAGES = ("launcher", "torch", "torchvision", "accelerate", "numpy", "wandb")
 
 
@@ -53,7 +56,7 @@ def describe(
 def here_and_now(path: Path) -> dict[str, Any]:
     """Return what else is needed to repeat a run whose recipe or script is at `path`."""
     return {
-        "versions": {"python": platform.python_version()} | _versions(),
+        "versions": versions(),
         "git": _git(path.parent),
         "command": sys.argv,
         "folder": str(Path.cwd()),
@@ -62,14 +65,32 @@ def here_and_now(path: Path) -> dict[str, Any]:
     }
 
 
+def session_of(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return with what a run goes on, for the list of its sessions."""
+    return {name: told.get(name) for name in (*_SESSION, "versions")}
+
+
+def note_beginning(run: RunDir, step: int) -> None:
+    """Note the step that a session went on from: the first of several starts counts, or an earlier.
+
+    That of a run's first session is 0.
+    """
+    told = run.read_config()
+    if sessions := told.get("resumed"):
+        last = sessions[-1]
+        if step < last.get("step", step + 1):
+            run.write_config(told | {"resumed": [*sessions[:-1], last | {"step": step}]})
+
+
 def new_run_path(recipe_name: str) -> Path:
     """Return `runs/<recipe>-<time>-<short id>` below the current folder."""
     moment = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{recipe_name}-{moment}-{secrets.token_hex(2)}"
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -19,10 +19,20 @@ from typing import Literal, TextIO
 
 import launcher
 from launcher.console import Lasting
-from launcher.errors import BadInput, LauncherError, PeerFailed, SampleFailed, Stopped, TooLarge
+from launcher.errors import (
+    BadInput,
+    LauncherError,
+    NonFiniteLoss,
+    PeerFailed,
+    SampleFailed,
+    Stopped,
+    TooLarge,
+)
 from launcher.files import assets
+from launcher.processes import shown
 from launcher.run.directory import RunDir, read_json, write_json
 
+_STEP = "_launcher_step"  # attribute of an exception
 State = Literal["running", "completed", "stopped", "failed"]
 
 
@@ -43,6 +53,8 @@ class Record:
     first_cause: bool = True  # False: it failed because another rank had failed
     exit_code: int = 0
     smaller: int | None = None  # a micro-batch size with which to start again at once
+    step: int | None = None  # that it failed in, where it was in one
+    sample: str = ""  # that could not be loaded
 
     @classmethod
     def started(cls, rank: int) -> "Record":
@@ -56,6 +68,7 @@ class Record:
             return
         self.error = f"{type(error).__name__}: {error}".removesuffix(": ")
         self.exit_code = 1
+        self.step = step_of(error)
         self.first_cause = not (isinstance(error, PeerFailed) or _lost_a_peer(error))
         if isinstance(error, LauncherError):
             self.error, self.hint = error.message, error.hint
@@ -65,6 +78,7 @@ class Record:
             self.smaller = error.smaller if isinstance(error, TooLarge) else None
             if isinstance(error, SampleFailed):
                 self.traceback, self.users_frames = error.trace, error.frames
+                self.sample = error.sample
         else:
             self.traceback = "".join(traceback.format_exception(error))
             self.users_frames = users_frames(error)
@@ -76,11 +90,30 @@ class Record:
         with contextlib.suppress(OSError):
             write_json(run.record(self.rank), asdict(self))
 
+    def made_again(self, run: RunDir) -> list[str]:
+        """Return in words how the step that this rank failed in is made again; [] for no step."""
+        if self.step is None:
+            return []
+        which = f", with sample {self.sample}" if self.sample else ""
+        return [f"`launcher debug {shown(run.path)} --step {self.step}` makes it again{which}"]
+
     @classmethod
     def read_all(cls, run: RunDir, ranks: Iterable[int]) -> "list[Record]":
         """Return the records of those ranks that wrote one, by rank."""
         found = (read_json(run.record(rank)) for rank in ranks)
         return [cls(**record) for record in found if record]
+
+
+def in_step(error: BaseException, step: int) -> None:
+    """Note in which step of the run an error came up."""
+    with contextlib.suppress(AttributeError):
+        setattr(error, _STEP, step)
+
+
+def step_of(error: BaseException) -> int | None:
+    """Return in which step of the run an error came up, None where that was in none."""
+    own = error.step if isinstance(error, NonFiniteLoss) else -1
+    return own if own >= 0 else getattr(error, _STEP, None)
 
 
 def users_frames(error: BaseException) -> str:

@@ -65,7 +65,7 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
                     f"although the loss was: {which}",
                     step=step,
                     hint="the checkpoints are from before; try clip_norm or a smaller "
-                    "learning_rate; `launcher debug` finds the operation",
+                    "learning_rate",
                 )
             if run.train_loader.lanes is not None:
                 everyones = run.context.gather(run.train_loader.lanes)

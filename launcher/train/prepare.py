@@ -50,11 +50,12 @@ def prepare(
     source: str = "",
     most_steps: int | None = None,
     init_from: Path | None = None,
+    alone: bool = False,
 ) -> Training:
     """Build everything a recipe describes and check it; collective. Nothing is reported yet.
 
     `source` is the text of the recipe's file, which must be the same on all ranks; `init_from` a
-    file of weights to start from.
+    file of weights to start from. `alone`: no data workers but those that are asked for.
     """
     first = context.rank == 0
     say = first and most_steps is None  # nothing in the middle of a debugger's session
@@ -77,7 +78,9 @@ def prepare(
     if recipe.micro_batch_size == "auto":
         HERE.may_be_cut = True
         refuse_parts(unwrapped(model))
-    train_loader, test_loader = _loaders(recipe, context, parts, samplers, most_steps is not None)
+    train_loader, test_loader = _loaders(
+        recipe, context, parts, samplers, alone or most_steps is not None
+    )
     return Training(
         recipe=recipe,
         context=context,

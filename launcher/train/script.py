@@ -174,4 +174,5 @@ def _say_how_it_ended(record: Record, run: RunDir, context: Context, seconds: fl
         return
     ending = Stopped if record.state == "stopped" else TrainingFailed
     write_result(run, context.world_size, ending(record.error), seconds)
-    print(f"hint: launcher resume {shown(run.path)}", file=sys.stderr)
+    again = record.made_again(run) if record.state == "failed" else []
+    print("hint: " + "; ".join([*again, f"launcher resume {shown(run.path)}"]), file=sys.stderr)

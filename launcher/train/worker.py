@@ -25,9 +25,10 @@ from launcher.recipe.hyperparameters import configure
 from launcher.recipe.only_data import watched
 from launcher.run import checkpoint_files
 from launcher.run.checkpoint_files import Checkpoint
+from launcher.run.config import note_beginning
 from launcher.run.directory import RunDir, write_json
 from launcher.run.mark import Marker
-from launcher.run.record import Record, logged
+from launcher.run.record import Record, in_step, logged
 from launcher.run.rows import told_of_test
 from launcher.sharding.fitting import refuse_size, take_what_fits
 from launcher.train.checkpoint import (
@@ -112,6 +113,9 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     except Stopped:
         checkpoint(training, saver)
         raise
+    except Exception as error:
+        in_step(error, progress.step)
+        raise
     finally:
         training.trackers.close()
         if saver:
@@ -175,6 +179,8 @@ def work(
         start = None if goes_on else init_from
         training = prepare(recipe, context, stop, source=source, init_from=start)
         rows = resume(training, run)
+        if context.rank == 0:
+            note_beginning(run, training.progress.step)
         if goes_on and not training.progress.step:
             raise RunDirError(f"no checkpoint is valid; `launcher resume` begins at {init_from}")
         refuse_unsaveable(training)
