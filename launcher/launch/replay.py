@@ -173,7 +173,7 @@ def _differences(session: Session, nodes: Nodes) -> list[str]:
     """Return what is not as the run had it, of what the last bits depend on."""
     found = []
     if nodes.nproc != session.world_size:
-        found.append(f"the run had {_processes(session.world_size)}")
+        found.append(f"the run had {_processes(session.world_size)}; what a model draws is another")
     if session.nodes > 1:
         found.append(f"the run had {session.nodes} machines")
     if session.threads is None:
