@@ -24,6 +24,9 @@ NOISY = ("dropout=0.2", "augment=true", "micro_batch_size=2")
 SHORT = ("samples=61", "batch_size=10", "test_samples=11", "epochs=2", "log_every=1")
 
 
+SAYS = "return f'image {index} of {len(self)}'"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs by one process with a data worker, and by three, gone on with by two."""
@@ -32,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inner = "        image = self.images[index] + "
     assert inner in source
     bad = f"        assert index != BAD, 'no label'\n{inner}"
+    length = "    def __len__(self)"
+    source = source.replace(length, f"    def describe(self, index):\n        {SAYS}\n\n{length}")
     (folder / "bad.py").write_text("BAD = 30\n" + source.replace(inner, bad))
     words = ["num_workers=1", "log_every=1", "--run-dir", "one"]
     for command in (
@@ -69,7 +74,7 @@ def test_a_step_is_made_again_to_the_last_bit(
     folder: Path, name: str, step: int, processes: str, start: str
 ) -> None:
     before = everything(folder / name)
-    done = launcher("debug", name, "--step", step, "--json", cwd=folder)
+    done = launcher("debug", name, "--step", step, "--rows", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert everything(folder / name) == before
     assert f"step {step}, from {start}, by {processes}" in done.stderr
@@ -78,6 +83,10 @@ def test_a_step_is_made_again_to_the_last_bit(
     told, row = json.loads(done.stdout), row_after(folder / name, step)
     assert (told["step"], told["loss"]) == (step, row["loss"])
     assert told["gradient_norm"] == row["gradient_norm"]
+    losses = [one["loss"] for one in told["rows"]]
+    assert losses == sorted(losses, reverse=True)
+    assert len({one["index"] for one in told["rows"]}) == row["samples"]
+    assert f"{told['rows'][0]['index']:>8}  loss {losses[0]:.9f}" in done.stderr
     assert {name: told["report"][name] for name in ("loss", "gradient_norm", "accuracy")} == {
         name: row[name] for name in ("loss", "gradient_norm", "accuracy")
     }
@@ -99,6 +108,12 @@ def test_a_bad_sample_is_met_again_in_the_step_that_the_hint_names(folder: Path)
     assert done.returncode == 1
     assert "error: step 1 failed: sample 30 of `train_data` could not be loaded" in done.stderr
     assert "in __getitem__" in done.stderr
+    done = launcher("debug", "b", "--step", 0, "--rows", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert all(row["describe"] == f"image {row['index']} of 47" for row in told["rows"])
+    # Nothing differs in eval mode here, so they do add up.
+    assert sum(row["loss"] for row in told["rows"]) / 7 == pytest.approx(told["loss"], rel=1e-6)
 
 
 def test_a_nan_is_met_again_in_the_step_that_the_hint_names(folder: Path) -> None:

@@ -72,6 +72,7 @@ def copy(recipe: str, target: Path) -> None:
 @click.option("--step", type=click.IntRange(0), help="Make this step of RUN_DIR again.")
 @click.option("--nproc", type=click.IntRange(1), help="By so many. [default: as the run had it]")
 @click.option("--rank", type=click.IntRange(0), help="Who gets the terminal. [default: 0]")
+@click.option("--rows", is_flag=True, help="List the samples of the step, the worst first.")
 @JSON
 def debug(
     what: str,
@@ -81,6 +82,7 @@ def debug(
     step: int | None,
     nproc: int | None,
     rank: int | None,
+    rows: bool,
 ) -> None:
     """Train a few batches of RECIPE in this process, on the CPU, and test a few.
 
@@ -94,9 +96,10 @@ def debug(
         given = {"KEY=VALUE": words, "--steps": steps, "--init-from": init_from}
         if others := [name for name, value in given.items() if value]:
             raise BadInput(f"{others[0]} is for a recipe, and `{what}` is a run")
-        _debug_step(RunDir(Path(what).absolute()), step, nproc, rank)
+        _debug_step(RunDir(Path(what).absolute()), step, nproc, rank, rows=rows)
         return
-    for name, value in {"--step": step, "--nproc": nproc, "--rank": rank}.items():
+    given = {"--step": step, "--nproc": nproc, "--rank": rank, "--rows": rows or None}
+    for name, value in given.items():
         if value is not None:
             hint = "`launcher debug RUN_DIR --step N` makes a step of a run again"
             raise BadInput(f"{name} is for a run, and `{what}` is none", hint=hint)
@@ -119,7 +122,9 @@ def _debug_recipe(name: str, words: tuple[str, ...], steps: int, init_from: Path
     tell(**{"error": None, "hint": None} | {name: finite(value) for name, value in told.items()})
 
 
-def _debug_step(run: RunDir, step: int | None, nproc: int | None, rank: int | None) -> None:
+def _debug_step(
+    run: RunDir, step: int | None, nproc: int | None, rank: int | None, *, rows: bool
+) -> None:
     """Make a step of a run again, and say what it came to."""
     check_is_run(run)
     refuse_script(run, "step to be made again")
@@ -133,9 +138,9 @@ def _debug_step(run: RunDir, step: int | None, nproc: int | None, rank: int | No
     say(found.words)
     with where_it_began(run):
         if found.nodes.nproc > 1:
-            told = make_together(found, rank=rank or 0, terminal=terminal)
+            told = make_together(found, rank=rank or 0, terminal=terminal, rows=rows)
         else:
-            told = _make_alone(found, terminal=terminal)
+            told = _make_alone(found, terminal=terminal, rows=rows)
     if not told:
         say("left the debugger; nothing was written")
         return
@@ -143,11 +148,11 @@ def _debug_step(run: RunDir, step: int | None, nproc: int | None, rank: int | No
     say("\n".join(_words_of(told, run)))
 
 
-def _make_alone(found: Plan, *, terminal: bool) -> dict[str, Any]:
+def _make_alone(found: Plan, *, terminal: bool, rows: bool) -> dict[str, Any]:
     from launcher.replay.process import make_alone  # noqa: PLC0415  # the wall, as above
 
     with scratch() as folder:
-        told = spec_of(found, folder.path, terminal=terminal)
+        told = spec_of(found, folder.path, terminal=terminal, rows=rows)
         return make_alone(told, recipe_of(found.run).source)
 
 

@@ -66,10 +66,12 @@ class Loader:
         if isinstance(sampler, LaneSampler):
             self.lanes = {}
             home = StreamFetcher(sampler, recipe, where, test=test)
+            self.fetcher: Fetcher = home
             self._source = streamed(home, sampler, min(workers, sampler.own_lanes))
         else:
             indexed = cast("SizedData", dataset)
             fetcher = Fetcher(indexed, sampler, recipe, where, test=test, debugged=alone)
+            self.fetcher = fetcher
             self._source = partial(map, fetcher.get, sampler)
             if workers:
                 self._source = loaded_by_workers(

@@ -184,7 +184,9 @@ def _differences(session: Session, nodes: Nodes) -> list[str]:
     return found
 
 
-def spec_of(found: Plan, folder: Path, *, rank: int = 0, terminal: bool = False) -> dict[str, Any]:
+def spec_of(
+    found: Plan, folder: Path, *, rank: int = 0, terminal: bool = False, rows: bool = False
+) -> dict[str, Any]:
     """Return what processes that make a step are told; a checkpoint is kept in `folder` for them.
 
     A run that goes on may delete it meanwhile.
@@ -206,6 +208,7 @@ def spec_of(found: Plan, folder: Path, *, rank: int = 0, terminal: bool = False)
             "checkpoint": kept,
             "rank": rank,
             "terminal": terminal,
+            "rows": rows,
             "gloo": found.session.nodes > 1,
         },
     }
@@ -218,13 +221,13 @@ def scratch() -> Iterator[RunDir]:
         yield RunDir(Path(folder))
 
 
-def make_together(found: Plan, *, rank: int, terminal: bool) -> dict[str, Any]:
+def make_together(found: Plan, *, rank: int, terminal: bool, rows: bool) -> dict[str, Any]:
     """Make a step by several processes of this machine; returns what it came to.
 
     `rank` gets the terminal. {} where the user has left the debugger. Raises what went wrong.
     """
     with scratch() as run:
-        told = spec_of(found, run.path, rank=rank, terminal=terminal)
+        told = spec_of(found, run.path, rank=rank, terminal=terminal, rows=rows)
         run.fill(told, recipe_of(found.run).source)
         argv = command(
             *(found.nodes, run, run, told["hyperparameters"]["mixed_precision"]), what="replay"

@@ -17,6 +17,7 @@ from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.faults import StopRequest, not_finite
 from launcher.ranks.gathering import HERE
 from launcher.recipe.base import Recipe, StepSums
+from launcher.replay.rows import Row, finite_losses, rows_of_step, words_of
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.rows import finite
 from launcher.train.checkpoint import restore
@@ -35,6 +36,7 @@ class Asked:
     init_from: Path | None = None  # weights that the run began with
     rank: int = 0  # who has the terminal
     terminal: bool = False  # whether there is one: the debugger stops before the step
+    rows: bool = False  # whether the samples of the step are to be listed
     gloo: bool = False  # the run's gradients were summed by gloo, not in shared memory
 
 
@@ -82,6 +84,7 @@ class _Step:
         self._stops = asked.terminal and training.context.rank == asked.rank
         self._sums: dict[str, torch.Tensor] = {}  # by turn: loss and count, (2,)
         self._samples = 0
+        self._rows: list[Row] | None = None
         self._report: Report | None = None
         self._passed: set[tuple[str, int]] = set()  # breakpoints
 
@@ -113,6 +116,10 @@ class _Step:
             return self._method(*given)
         torch.autograd.set_detect_anomaly(True)
         assert HERE.shard
+        if self._asked.rows and self._rows is None:
+            self._rows = rows_of_step(self._training, self._method)
+            if self._training.context.rank == self._asked.rank:
+                self._say(words_of(self._rows))
         self._samples = HERE.shard.size
         if inspect.isgeneratorfunction(self._method):
             return self._turns(self._method(*given))
@@ -177,6 +184,7 @@ class _Step:
             "loss": finite(loss),
             "gradient_norm": finite(report.gradient_norm),
             "report": report.row() if self._is_reported() else None,
+            **({} if self._rows is None else {"rows": finite_losses(self._rows)}),
         }
 
     def _is_reported(self) -> bool:
