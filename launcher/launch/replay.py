@@ -77,6 +77,8 @@ def plan(run: RunDir, step: int, nproc: int | None) -> Plan:
         )
     nodes = Nodes(nproc or session.world_size, cpu=cpu)
     rounding += _differences(session, nodes)
+    if session.hyperparameters.get("micro_batch_size") == "auto" and len(sessions) > 1:
+        rounding.append("micro_batch_size is the one that the last session found")
     threads = session.threads or threads_of(nodes)
     if not cpu and 0 < gpus() < nodes.nproc and not shared():
         has = f"{nodes.nproc} processes, and there are {gpus()} GPUs"
@@ -201,6 +203,7 @@ def spec_of(
     return told | {
         "hyperparameters": dict(found.session.hyperparameters),
         "world_size": found.nodes.world_size,
+        "nodes": 1,
         "threads": found.nodes.threads,
         "cpu": found.nodes.cpu,
         "replay": {

@@ -23,6 +23,7 @@ from launcher.replay.replay import Asked, replay
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.directory import RunDir, write_json
 from launcher.run.record import Record, step_of
+from launcher.sharding.fitting import take_what_fits
 from launcher.train.worker import ended
 
 _FOREVER_S = 1e6  # somebody may be thinking in the debugger
@@ -70,6 +71,7 @@ def _made(
     lines = source.splitlines(keepends=True)
     linecache.cache[str(file.path)] = (len(source), None, lines, str(file.path))
     recipe = configure(load(file), str(file.path), told["hyperparameters"])
+    take_what_fits(recipe, told)
     context = Context(
         cpu=told["cpu"],
         mixed_precision=recipe.mixed_precision,
