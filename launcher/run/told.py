@@ -9,7 +9,7 @@ from launcher.errors import RunDirError
 # What a config.json says, where it says it.
 CONFIG = {
     **dict.fromkeys(("recipe", "recipe_path", "folder", "init_from"), str),
-    **dict.fromkeys(("hyperparameters", "tracking", "script"), dict),
+    **dict.fromkeys(("hyperparameters", "tracking", "script", "first_session"), dict),
     "world_size": int,
     "nodes": int,
     "cpu": bool,
