@@ -81,6 +81,7 @@ class Course:
             if found and load:
                 load(found.path)
         self.made(found.step if found else 0)
+        self.ending.in_loop = True
         return self.done
 
     @property

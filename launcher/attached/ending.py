@@ -23,6 +23,7 @@ class Ending:
     ) -> None:
         """`steps` tells how many are done."""
         self._run, self._agreement, self._keeper, self._steps = run, agreement, keeper, steps
+        self.in_loop = False  # whether steps are left to be made
         self._before = self._error = _uncaught()  # an older one, of an interpreter or a notebook
         self._record = Record.started(agreement.place.rank)
         self._record.write(run)
@@ -44,6 +45,7 @@ class Ending:
 
     def complete(self) -> None:
         """Note that the run has come to its end. What the script does then is its own affair."""
+        self.in_loop = False
         self._record.end("completed")
         self._record.write(self._run)
         self._agreement.close()
@@ -62,6 +64,11 @@ class Ending:
         error = self._error if unheard else _uncaught()
         if error is not None and error is not self._before:
             self._record.end("failed", error)
+            self._record.write(self._run)
+        elif self.in_loop and self._record.state == "running":
+            self._record.end("failed")
+            self._record.error = f"it left its loop, with steps to make, after {self._steps()}"
+            self._record.exit_code = 1
             self._record.write(self._run)
         self._agreement.close()
         if self._keeper:

@@ -14,7 +14,8 @@ from training import PROJECT, Run, command
         ("pass", 0, "completed", [8]),
         ("if step == 4: break", 0, "completed", [5]),
         ("if step == 4: raise ValueError('no')", 1, "failed", []),
-        ("if step == 4: sys.exit(3)", 3, "running", []),
+        ("if step == 4: sys.exit(3)", 3, "failed", []),
+        ("if step == 4: sys.exit()", 0, "failed", []),
         ("if step == 4: os.kill(os.getpid(), signal.SIGTERM)", 75, "stopped", [5]),
         ("if step == 4: os.kill(os.getpid(), signal.SIGUSR1)", 75, "stopped", [5]),
         ("if step == 7: os.kill(os.getpid(), signal.SIGTERM)", 0, "completed", [8]),
@@ -31,10 +32,10 @@ def test_how_a_loop_ends(
     folder = tmp_path / "r" / "checkpoints"
     assert (steps_saved(tmp_path / "r") if folder.exists() else []) == saved
     assert done.stdout.count("saving") == len(saved)
-    assert ("end" in done.stdout) == (code == 0)
+    assert ("end" in done.stdout) == (state == "completed")
     assert "True" not in done.stdout  # no torch
-    if code == 0:
-        assert Run(tmp_path / "r").result["state"] == "completed"
+    if code != -9:
+        assert Run(tmp_path / "r").result["state"] == state
     again = counting("pass", 10, tmp_path)
     assert again.returncode == 0
     assert f"end {list(range(10))}" in again.stdout
@@ -92,7 +93,7 @@ def test_an_iterator_that_is_kept_is_no_break(tmp_path: Path) -> None:
     done = python(text, cwd=tmp_path)
     assert "nothing tells whether by `break` or by an error" in done.stderr
     assert "saving" not in done.stdout
-    assert record(tmp_path / "r")["state"] == "running"
+    assert "left its loop, with steps to make, after 3" in record(tmp_path / "r")["error"]
 
 
 def test_a_last_save_that_fails_after_a_break_is_no_success(tmp_path: Path) -> None:
