@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from training import RECIPES, Run, family, launcher, started, survivors, wait_for
+from training import CLOCKED, RECIPES, Run, family, launcher, started, survivors, wait_for
 
 from launcher.run import mark
 
@@ -141,8 +141,7 @@ def test_a_killed_run_ends_with_the_bytes_of_an_undisturbed_one(
 
 
 def without_time(run: Run) -> list[dict[str, Any]]:
-    clocked = {"time", "samples_per_second", "step_time", "data_wait"}
-    return [{k: v for k, v in row.items() if k not in clocked} for row in run.rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in run.rows]
 
 
 def test_elastic_two_then_three_then_one_process(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from training import PROJECT, Run, many_runs
+from training import CLOCKED, PROJECT, Run, many_runs
 
 from launcher.run.checkpoint_files import all_of
 
@@ -61,7 +61,6 @@ LEARNED = {  # the least that each reaches in its few steps, by a metric of its 
     "fold 0": ("accuracy", 0.5),
     "predictions": ("auroc", 0.6),
 }
-TIMES = ("time", "seconds", "samples_per_second", "step_time", "data_wait")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -116,7 +115,7 @@ def killed(whole: Path, place: Path) -> None:
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(run).rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in Run(run).rows]
 
 
 def compare(one: Path, other: Path) -> None:

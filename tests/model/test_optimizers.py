@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, RMSprop
-from training import Run, many_runs
+from training import CLOCKED, Run, many_runs
 
 from launcher.errors import RecipeError
 from launcher.model.optimizers import Optimizers, asked_for
@@ -58,8 +58,7 @@ def several(
 
 def told(run: Run) -> list[dict[str, Any]]:
     """The reports of a run, without what a clock says."""
-    clocked = {"time", "samples_per_second", "step_time", "data_wait"}
-    return [{k: v for k, v in row.items() if k not in clocked} for row in run.rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in run.rows]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import Run, many_runs
+from training import CLOCKED, Run, many_runs
 
 pytestmark = pytest.mark.warm
 
@@ -47,8 +47,7 @@ def several(
 
 def told(run: Run) -> list[dict[str, Any]]:
     """The reports of a run, without what a clock says."""
-    clocked = {"time", "samples_per_second", "step_time", "data_wait"}
-    return [{k: v for k, v in row.items() if k not in clocked} for row in run.rows]
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in run.rows]
 
 
 @pytest.mark.parametrize("name", [case["name"] for case in CASES])
