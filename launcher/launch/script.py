@@ -195,7 +195,7 @@ def _attempt(
     argv = [sys.executable, "-m", "launcher.node.start", "programs", str(run.path)]
     argv += [json.dumps(asdict(plan)), *script.command(start)]
     env = environment(job, told, script, start, os.environ)
-    watch, note = ScriptWatch(run, job.ranks, script, echo, mirror), run.node_note(node_rank)
+    watch, note = ScriptWatch(run, job.ranks, script, mirror), run.node_note(node_rank)
     marks = {rank: run.mark(rank) for rank in job.ranks}
     stdin = None if plan.stdin else subprocess.DEVNULL
     with closing(Noted(watch, note, marks, cpu=job.nodes.cpu)) as noted:

@@ -136,6 +136,8 @@ class Company:
                 self._say(self._store)
                 self.asked = self.asked or self._store.check([_ASKED])
                 self.failed = self.failed or self._store.check([_FAILED])
+                if self._store.check(["launcher/left/0"]):  # its processes came to their end
+                    return
             except RuntimeError:  # machine 0 has left
                 self.failed = True
                 return

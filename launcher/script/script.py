@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,20 +98,17 @@ def file_of_module(name: str) -> Path:
 
 def _found(name: str) -> ModuleSpec | None:
     """Return where a module is; unlike importlib's, without running the packages around it."""
+    first, *inner = name.split(".")
+    if not all([first, *inner]):
+        return None
     before = sys.path.copy()
     sys.path.insert(0, str(Path.cwd()))
-    spec, place = None, None
     try:
-        parts = name.split(".")
-        for end in range(1, len(parts) + 1):
-            whole = ".".join(parts[:end])
-            found = (finder.find_spec(whole, place) for finder in sys.meta_path)
-            spec = next(filter(None, found), None)
-            if spec is None:
-                return None
-            place = spec.submodule_search_locations
-            if place is None and end < len(parts):
-                return None
+        found = (finder.find_spec(first, None) for finder in sys.meta_path)
+        spec = next(filter(None, found), None)
+        for part in inner:
+            place = spec.submodule_search_locations if spec else None
+            spec = PathFinder.find_spec(part, place) if place is not None else None
+        return spec
     finally:
         sys.path[:] = before
-    return spec
