@@ -16,7 +16,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import Stopped
-from launcher.processes import STORE, die_with_parent, nameless
 from launcher.ranks.context import Context
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, load
@@ -72,32 +71,5 @@ def stopped_in(recipe: Recipe, call: list[Any] | None) -> Recipe:
     return recipe
 
 
-def rank_of(world_size: int) -> int | None:
-    """Fork that many processes, and return the rank of each; None where all have done well.
-
-    They meet as those do that the launcher's agent forks. What all import is imported by now.
-    """
-    parent, store = os.getpid(), f"/proc/{os.getpid()}/fd/{nameless('store')}"
-    names = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, STORE: store}
-    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
-    pids = []
-    for rank in range(world_size):
-        if (pid := os.fork()) == 0:
-            die_with_parent(parent)
-            names |= {"RANK": rank, "LOCAL_RANK": rank}
-            os.environ.update({name: str(value) for name, value in names.items()})
-            return rank
-        pids.append(pid)
-    for _ in range(world_size):
-        _, status = os.wait()
-        if status:  # the others may wait for it
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            sys.exit(1)
-    return None
-
-
 if __name__ == "__main__":
-    *paths, device, processes = sys.argv[1:]
-    if not int(processes) or rank_of(int(processes)) is not None:
-        main(*map(Path, paths), cpu=device == "cpu")
+    main(Path(sys.argv[1]), Path(sys.argv[2]), cpu=sys.argv[3] == "cpu")

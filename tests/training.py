@@ -100,14 +100,12 @@ def many_runs(
     """
     listed = folder / "cases.json"
     listed.write_text(json.dumps(list(cases)))
-    start, forks = [sys.executable], 0  # processes that the script itself makes
+    script = [str(PROJECT / "tests" / "many_runs.py"), str(listed), str(folder)]
+    start = [sys.executable]
     if world_size > 1 or in_ddp:
-        if cpu:
-            forks = world_size
-        else:  # CUDA does not survive a fork
-            port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-            start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
-    script = [PROJECT / "tests" / "many_runs.py", listed, folder, "cpu" if cpu else "cuda", forks]
+        port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
+    script += ["cpu" if cpu else "cuda"]
     env = {"OMP_NUM_THREADS": "1", **(env or {})}
     done = command(*start, *script, cwd=folder, timeout_s=timeout_s, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
