@@ -237,7 +237,7 @@ def make_together(found: Plan, *, rank: int, terminal: bool, rows: bool) -> dict
         )
         env = environment(found.nodes, os.environ)
         stdin = None if terminal else subprocess.DEVNULL
-        supervisor = Supervisor(on_stop=_leave)
+        supervisor = Supervisor(on_stop=_leave, asking="ending the replay")
         code = supervisor.run(argv, env, run.agent(0), _Patient(), stdin=stdin)
         result = read_json(run.result)
         if result == {}:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from launcher.errors import NonFiniteLoss, TrainingFailed
-from launcher.model.made import as_made
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.faults import StopRequest, not_finite
 from launcher.ranks.gathering import HERE
@@ -21,7 +20,7 @@ from launcher.replay.rows import Row, finite_losses, rows_of_step, words_of
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.rows import finite
 from launcher.train.checkpoint import restore
-from launcher.train.prepare import prepare
+from launcher.train.prepare import note_how_made, prepare
 from launcher.train.trackers import Position, Report, Trackers
 from launcher.train.training import Training
 from launcher.train.worker import train
@@ -60,8 +59,7 @@ def replay(
     if asked.gloo:
         object.__setattr__(recipe, "shared_gradients", False)
     training = prepare(recipe, context, StopRequest(), init_from=asked.init_from, alone=True)
-    training.made = as_made(training.optimizers, training.schedules, training.length)
-    training.odd = not_finite(unwrapped(training.model))
+    note_how_made(training)
     if asked.checkpoint:
         restore(training, asked.checkpoint)
     step = _Step(training, asked, say)
@@ -171,8 +169,9 @@ class _Step:
         report, loss = self._report, 0.0
         assert report
         broken = set(not_finite(unwrapped(self._training.model))).difference(self._training.odd)
-        if broken:
-            what = f"the weights are not finite after step {self._number}: {min(broken)}"
+        if self._training.context.agree(bool(broken)):
+            which = min(broken, default="a part on another rank")
+            what = f"the weights are not finite after step {self._number}: {which}"
             raise NonFiniteLoss(what, step=self._number)
         for own in self._sums.values():
             summed, count = self._training.context.reduce(own.to(self._training.context.device))

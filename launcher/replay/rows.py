@@ -98,7 +98,8 @@ def _losses(
 ) -> list[float | None]:
     """Return the loss of each sample; None for all where they cannot be taken one by one."""
     nothing: list[float | None] = [None] * len(part.names)
-    if isinstance(fetcher, StreamFetcher) or inspect.isgeneratorfunction(method):
+    turns = inspect.isgeneratorfunction(method)
+    if isinstance(fetcher, StreamFetcher) or turns or training.sharded:  # it gathers its weights
         return nothing
     losses: list[float | None] = []
     for at in range(len(part.names)):

@@ -23,6 +23,7 @@ from launcher.model.losses import (
     leaves_out,
     refuse_warned_broadcasts,
 )
+from launcher.model.made import as_made
 from launcher.model.optimizers import Optimizers
 from launcher.model.optimizers import asked_for as optimizers_of
 from launcher.model.schedules import Schedules, Steps
@@ -30,7 +31,7 @@ from launcher.model.schedules import asked_for as schedules_of
 from launcher.ranks.batch_norm import refuse_lone_samples, refuse_parts
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
-from launcher.ranks.faults import StopRequest
+from launcher.ranks.faults import StopRequest, not_finite
 from launcher.ranks.gathering import HERE
 from launcher.ranks.metrics import Sums
 from launcher.ranks.shared_memory import share_gradients
@@ -111,6 +112,15 @@ def _start_from(path: Path, model: nn.Module, recipe: Recipe, context: Context) 
         context.turn(lambda: start_from(model, path, say=True), mine=first)
     else:
         context.local_first(lambda: start_from(model, path, say=first))
+
+
+def note_how_made(training: Training) -> None:
+    """Note what training begins with, before a checkpoint is loaded; collective."""
+    training.made = as_made(training.optimizers, training.schedules, training.length)
+    odd = not_finite(unwrapped(training.model))
+    if training.sharded:  # each rank knows of its pieces
+        odd = sorted({name for theirs in training.context.gather(odd) for name in theirs})
+    training.odd = odd
 
 
 def _samplers(

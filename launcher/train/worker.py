@@ -14,10 +14,9 @@ from launcher.data.device import claim_gpu
 from launcher.errors import NonFiniteLoss, RunDirError, Stopped
 from launcher.leave import leave
 from launcher.masks import clean
-from launcher.model.made import as_made
 from launcher.processes import shown
-from launcher.ranks.context import Context, unwrapped
-from launcher.ranks.faults import StopRequest, not_finite
+from launcher.ranks.context import Context
+from launcher.ranks.faults import StopRequest
 from launcher.ranks.kept import size_of
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, load
@@ -42,7 +41,7 @@ from launcher.train.checkpoint import (
 from launcher.train.exchange import checkpoint
 from launcher.train.loops import train_loop
 from launcher.train.outputs import profiling, save_rows, save_weights
-from launcher.train.prepare import prepare
+from launcher.train.prepare import note_how_made, prepare
 from launcher.train.testing import sanity_test, test_event, test_loop
 from launcher.train.trackers import ConsoleTracker, JsonlTracker, Trackers, accuracy_words
 from launcher.train.training import Training
@@ -56,11 +55,7 @@ def resume(training: Training, run: RunDir) -> int:
     Returns how many rows of metrics.jsonl belong to it, 0 for a run that starts from scratch.
     """
     context = training.context
-    training.made = as_made(training.optimizers, training.schedules, training.length)
-    odd = not_finite(unwrapped(training.model))
-    if training.sharded:  # each rank knows of its pieces
-        odd = sorted({name for theirs in context.gather(odd) for name in theirs})
-    training.odd = odd
+    note_how_made(training)
 
     def find() -> Checkpoint | None:
         with training.marker.beating():
