@@ -26,6 +26,7 @@ WINGS = [
     "node",
     "launch",
     "replay",
+    "planning",
     "train",
     "attached",
     "sharding",
@@ -37,7 +38,10 @@ WINGS = [
     "run",
     "recipe",
 ]
-WORKER_SIDE = {"node", "replay", "train", "attached", "sharding", "ranks", "data", "model"}
+WORKER_SIDE = {
+    *("node", "replay", "planning", "train", "attached", "sharding"),
+    *("ranks", "data", "model"),
+}
 # Where one side reaches the other: a recipe that runs in this process, and W&B's client.
 DOORS = {
     ("cli.recipes", "train.script", "_debug_recipe"),

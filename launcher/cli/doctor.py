@@ -1,4 +1,4 @@
-"""The command `launcher doctor`: check this machine, or the nodes of a SLURM job."""
+"""What is asked before a run: is this machine fit (`doctor`), and what will it take (`plan`)?"""
 
 import signal
 import socket
@@ -10,15 +10,20 @@ from typing import Any
 import click
 
 from launcher.cli.answers import JSON, Answers, tell
+from launcher.cli.say import say
 from launcher.cli.slurm import sbatch_of, with_sbatch_options
+from launcher.cli.words import TakesHyperparameters
 from launcher.doctor.checks import Check
 from launcher.doctor.doctor import examine
 from launcher.errors import BadInput
 from launcher.gpus import gpus
 from launcher.launch.launch import Nodes
 from launcher.launch.launch import check as check_nodes
+from launcher.launch.planning import in_words, judged, memory_of, planned
 from launcher.masks import clean
 from launcher.processes import orderly
+from launcher.recipe.file import find, outline
+from launcher.recipe.hyperparameters import configure, split_overrides
 from launcher.slurm import doctor as slurm_doctor
 from launcher.slurm.profile import load
 
@@ -79,3 +84,24 @@ def _show(found: Mapping[str, Sequence[Check]]) -> None:
             if not check.ok:
                 hint = click.style("hint:", fg="cyan")
                 click.echo(f"  {'':<6}  {hint:<13}  {clean(check.remedy)}")
+
+
+@click.command(cls=TakesHyperparameters)
+@click.argument("recipe")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--nproc", type=click.IntRange(1), help="Processes. [default: one per GPU, else 1]")
+@click.option("--memory", help="Of the device of each process, like 80GB: does it fit?")
+@JSON
+def plan(recipe: str, words: tuple[str, ...], nproc: int | None, memory: str | None) -> None:
+    """Tell what RECIPE takes to train: memory, operations, steps, a checkpoint.
+
+    Nothing is trained, and no GPU is needed. Sizes are those of each process, without `shard` and
+    with it; data are opened for their length and one micro-batch.
+    """
+    most = memory_of(memory) if memory else None
+    file = find(recipe)
+    configured = configure(outline(file), str(file.path), split_overrides(words))
+    found = planned(file, configured, nproc or gpus() or 1)
+    found = judged(found, most) if most else found
+    say(in_words(found))
+    tell(error=None, hint=None, **found)

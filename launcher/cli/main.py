@@ -65,11 +65,16 @@ COMMANDS = {
     ),
     "report": ("runs", "Write one HTML page that shows RUN_DIR, or compares several."),
     "recipes": ("recipes", "List the bundled recipes, show one, or copy one to edit."),
+    "plan": (
+        "doctor",
+        "Tell what RECIPE takes to train: memory, operations, steps, a checkpoint.",
+    ),
     "guide": ("guide", "List the pages of the guide, or show the one about SUBJECT."),
 }
 # Where its subject goes on: the page of `launcher guide`.
 PAGES = {
     **dict.fromkeys(("run", "debug", "recipes"), "recipes"),
+    "plan": "sharding",
     **dict.fromkeys(("resume", "test", "checkpoints"), "resume"),
     **dict.fromkeys(("submit", "status", "logs", "cancel", "resubmit", "doctor"), "cluster"),
     **dict.fromkeys(("sync", "sweep"), "tracking"),

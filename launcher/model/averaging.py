@@ -25,7 +25,7 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self._model: list[Tensor] = [*model.parameters(), *_statistics(model)]
+        self._model = averaged(model)
         self.weights = [p.detach().clone() for p in self._model]
 
     @torch.no_grad()
@@ -70,6 +70,11 @@ class Average:
                 own(average).copy_(plain)
             else:
                 parameter.data, average.data = average.data, parameter.data
+
+
+def averaged(model: nn.Module) -> list[Tensor]:
+    """Return the tensors of a model of which there is an average."""
+    return [*model.parameters(), *_statistics(model)]
 
 
 def _own(tensors: Sequence[Tensor]) -> list[Tensor]:

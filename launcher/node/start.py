@@ -1,6 +1,6 @@
 """The first lines of every process that the launcher starts: bound to its parent before all else.
 
-    python -m launcher.node.start agent|programs|worker|replay|probe|mirror ARGUMENTS
+    python -m launcher.node.start agent|programs|worker|replay|probe|plan|mirror ARGUMENTS
 
 Importing torch takes seconds, in which the parent may be killed: nobody would tell this process.
 """
@@ -20,6 +20,7 @@ _HOMES = {
     "worker": "launcher.train.worker",
     "replay": "launcher.replay.process",
     "probe": "launcher.node.probe",
+    "plan": "launcher.planning.plan",
     "mirror": "launcher.tracking.process",
 }
 

@@ -28,7 +28,7 @@ def built(context: Context, make: Callable[[], nn.Module]) -> nn.Module:
     """
     model = context.turn(make, mine=context.rank == 0)
     if context.rank:
-        model = _without_values(make)
+        model = without_values(make)
     for number in range(1 + max(context.gather(context.local_rank if model is None else -1))):
         mine = model is None and context.local_rank == number
         model = context.turn(lambda: _emptied(make()), mine=mine) or model
@@ -37,7 +37,7 @@ def built(context: Context, make: Callable[[], nn.Module]) -> nn.Module:
     return model
 
 
-def _without_values(make: Callable[[], nn.Module]) -> nn.Module | None:
+def without_values(make: Callable[[], nn.Module]) -> nn.Module | None:
     """Return a model whose weights and buffers have no values, None where that cannot be made."""
     try:
         with _META:
@@ -52,25 +52,25 @@ def _without_values(make: Callable[[], nn.Module]) -> nn.Module | None:
 
 def _emptied(model: nn.Module) -> nn.Module:
     """Return a model whose parameters and buffers have lost their values, and nothing else."""
-    _empty(_places(model, "_parameters"))
-    _empty(_places(model, "_buffers"))
+    replace(places_of(model, "_parameters"), _without_value)
+    replace(places_of(model, "_buffers"), _without_value)
     return model
 
 
-def _places(model: nn.Module, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
+def places_of(model: nn.Module, kind: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Give all places of a model's parameters, or buffers: what is tied has several."""
     for module in model.modules():
         held = getattr(module, kind)
         yield from ((held, name) for name, tensor in held.items() if tensor is not None)
 
 
-def _empty(places: Iterator[tuple[dict[str, Any], str]]) -> None:
-    """Have tensors without values in the place of others, one for each."""
+def replace(places: Iterator[tuple[dict[str, Any], str]], make: Callable[[Tensor], Tensor]) -> None:
+    """Have other tensors in the place of some, one for each."""
     known: dict[int, tuple[Tensor, Tensor]] = {}  # and what it was: its id is not used again
     for held, name in list(places):
         tensor = held[name]
         if tensor.layout == torch.strided:
-            known.setdefault(id(tensor), (tensor, _without_value(tensor)))
+            known.setdefault(id(tensor), (tensor, make(tensor)))
             held[name] = known[id(tensor)][1]
 
 
@@ -101,7 +101,7 @@ def sharded(model: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
     apart = members(recipe, model)
     named = dict(model.named_parameters())
     noted = {name: dict(vars(parameter)) for name, parameter in named.items()}  # by the recipe
-    _empty(_places(model, "_parameters"))
+    replace(places_of(model, "_parameters"), _without_value)
     _refuse_copies(model, named, context)
     _wrap(model, apart, recipe, context)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def _real(tensor: Tensor, context: Context) -> Tensor:
 def _hand_out_buffers(model: nn.Module, context: Context) -> None:
     """Give all ranks the buffers of rank 0, on the device; collective."""
     known: dict[int, tuple[Tensor, Tensor]] = {}
-    for held, name in list(_places(model, "_buffers")):
+    for held, name in list(places_of(model, "_buffers")):
         buffer = held[name]
         there = _real(buffer, context) if buffer.is_meta else buffer.to(context.device)
         held[name] = known.setdefault(id(buffer), (buffer, there))[1]

@@ -39,7 +39,7 @@ def parts_of(recipe: Recipe, *, say: bool) -> Parts:
         train_data = sized(_seeded(recipe, recipe.train_data), "train_data")
         test_data = _test_data(recipe)
         model = None if recipe.shard else model_of(recipe, say=say)
-        loss_fn = _loss(recipe)
+        loss_fn = loss_of(recipe)
         if recipe.counts_samples():
             refuse_other_means(loss_fn)
     return Parts(train_data, test_data, model, loss_fn)
@@ -76,7 +76,7 @@ def _test_data(recipe: Recipe) -> SizedData | Stream | None:
     return None
 
 
-def _loss(recipe: Recipe) -> nn.Module:
+def loss_of(recipe: Recipe) -> nn.Module:
     """Return the loss; where it is left out, what says so when it is called."""
     if is_base(recipe, "loss"):
         return NoLoss()
