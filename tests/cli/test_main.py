@@ -242,7 +242,7 @@ def test_a_recipe_is_shown_with_type_default_and_meaning() -> None:
     rows = shown("digits")
     assert rows["epochs"] == ["int", "20", "passes over the training data"]
     assert rows["learning_rate"] == ["float", "0.1", "step size of the optimizer"]
-    assert rows["micro_batch_size"][:2] == ["int | none", "none"]
+    assert rows["micro_batch_size"][:2] == ["int | auto | none", "none"]
     assert rows["mixed_precision"][:2] == ["no | bf16", "no"]
     assert rows["hidden"] == ["int", "128", "width of the hidden layer"]
     assert said("recipes", "show", "digits").stdout.splitlines()[1] == str(find("digits").path)
