@@ -11,7 +11,7 @@ from launcher.errors import RecipeError
 from launcher.ranks.buckets import sparse_weights
 from launcher.recipe.base import Recipe
 
-FOUND_TO_WORK = "2.8"  # the oldest torch
+FOUND_TO_WORK = "2.15"  # the version of torch
 
 
 def members(recipe: Recipe, model: nn.Module) -> dict[str, nn.Module]:
