@@ -3,6 +3,7 @@
 import inspect
 import pdb  # noqa: T100  # this is what the user has asked for
 import sys
+from bdb import BdbQuit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,17 @@ def replay(
         except _Made:
             return step.told()
     raise TrainingFailed(f"training ended before step {asked.step}: {training.why_it_ended}")
+
+
+class _Debugger(pdb.Pdb):
+    """Knows whether the user has left it: `runcall` only returns then."""
+
+    left = False
+
+    def set_quit(self) -> None:
+        """Leave."""
+        self.left = True
+        super().set_quit()
 
 
 class _Step:
@@ -139,7 +151,11 @@ class _Step:
             return call(*given)
         self._stops = False
         print(f"before step {self._number}: `c` makes it, `q` leaves", flush=True)
-        return pdb.Pdb().runcall(call, *given)
+        debugger = _Debugger()
+        made = debugger.runcall(call, *given)
+        if debugger.left:
+            raise BdbQuit
+        return made
 
     def _add(self, turn: str, made: StepSums) -> None:
         """Sum up a micro-batch as reports do."""
