@@ -166,7 +166,7 @@ class Reading(IterableDataset[int]):
         ({"rank": 3, "world_size": 3}, BadInput),
         ({"num_workers": -1}, BadInput),
     ],
-    ids=str,
+    ids=["stream", "empty", "iterator", *map(str, range(8))],
 )
 def test_what_cannot_be_sharded_is_refused(words: dict[str, Any], error: type[Exception]) -> None:
     given: dict[str, Any] = {"dataset": numbers(), "batch_size": 4}

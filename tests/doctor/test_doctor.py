@@ -383,6 +383,7 @@ def test_a_job_that_waits_is_told_and_goes_with_the_doctor(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.cold
 @pytest.mark.slow
 @pytest.mark.parametrize("after_s", [0, 0.3, 3])
 def test_a_doctor_that_is_ended_leaves_nothing_behind(after_s: float, tmp_path: Path) -> None:
