@@ -11,7 +11,7 @@ from torchvision import models
 from training import Run, launcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-SMALL = ["size=32", "batch_size=16", "learning_rate=0.02", "num_workers=0", "log_every=1"]
+SMALL = ["size=32", "batch_size=16", "learning_rate=0.005", "num_workers=0", "log_every=1"]
 COLOURS = ("blue", "green", "red")
 
 
@@ -47,14 +47,18 @@ def test_images_names_a_broken_file(pictures: Path, tmp_path: Path) -> None:
     assert "image `pictures/red/broken.jpg` cannot be read" in done.stderr
 
 
-@pytest.mark.parametrize(("mix", "epochs"), [("cutmix", 2), ("mixup", 2), ("none", 10)])
+# Batch norm over a few images a process is noisy: one process shows what is learnt.
+@pytest.mark.parametrize(
+    ("mix", "epochs", "nproc"), [("cutmix", 2, 2), ("mixup", 2, 2), ("none", 10, 1)]
+)
 def test_images_learns_from_a_folder_with_a_broken_file(
-    pictures: Path, tmp_path: Path, mix: str, epochs: int
+    pictures: Path, tmp_path: Path, mix: str, epochs: int, nproc: int
 ) -> None:
     torch.manual_seed(0)
     save_file(models.get_model("resnet18", num_classes=5).state_dict(), tmp_path / "w.safetensors")
-    words = ["data=pictures", "val_share=0.3", "skip_broken=true", "pretrained=w.safetensors"]
-    words += [f"epochs={epochs}", "ema_decay=0.8", f"mix={mix}", *SMALL, "--nproc", "2"]
+    words: list[object] = ["data=pictures", "val_share=0.3", "skip_broken=true"]
+    words += ["pretrained=w.safetensors"]
+    words += [f"epochs={epochs}", "ema_decay=0.8", f"mix={mix}", *SMALL, "--nproc", nproc]
     done = launcher("run", "images", *words, "--run-dir", "run", cwd=tmp_path, timeout_s=500)
     assert done.returncode == 0, done.stderr
     for words_of in (

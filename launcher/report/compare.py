@@ -19,7 +19,15 @@ from launcher.run.directory import RunDir, read_config
 from launcher.run.listing import rows_of
 
 # What says how fast a run was, and when: no two runs are alike in it.
-_OF_TIME = {"time", "samples_per_second", "step_time", "data_wait", "gpu_memory", "eta_seconds"}
+_OF_TIME = {
+    "time",
+    "samples_per_second",
+    "step_time",
+    "data_wait",
+    "gpu_memory",
+    "eta_seconds",
+    "steps_in_all",
+}
 _KEY = ("split", "step", "line")
 _OF_MACHINES = {
     "processes": "world_size",
