@@ -2,13 +2,15 @@
 
     mlp.py STEPS [START:SIGNAL:RANK:STEP]...
 
-At that step of that start of the run, that rank sends itself the signal.
+At that step of that start of the run, that rank sends itself the signal. A step takes PAUSE_S
+seconds more where the environment says so.
 """
 
 import hashlib
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def main(steps: int, events: list[list[str]]) -> None:
     if run.world_size > 1:
         model = DistributedDataParallel(net, find_unused_parameters=True)  # keeps bits at 3, too
     for step in run.steps(steps):
+        time.sleep(float(os.environ.get("PAUSE_S", "0")))
         share = shards[step]
         inputs, labels = share.batch
         loss: Any = nn.functional.cross_entropy(model(inputs), labels)

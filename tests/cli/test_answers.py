@@ -78,7 +78,7 @@ def test_a_command_prints_one_object(folder: Path, words: str, expected: dict[st
             "resume nowhere --json",
             "Directory 'nowhere' does not exist",
         ),
-        ("debug --json", "Missing argument 'RECIPE'"),
+        ("debug --json", "Missing argument 'RECIPE|RUN_DIR'"),
         ("submit digits --nodes two --json", "--nodes two is not one number"),
         ("doctor --nodes 2 --json", "--nodes is for --slurm"),
     ],

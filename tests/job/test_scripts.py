@@ -63,7 +63,7 @@ def test_what_ended_a_start(
     assert type(found) is (expected or type(None))
 
 
-BEGAN = Attempt("1", 0, "n1", started=time.time() + 900)  # less than a minute ago
+BEGAN = Attempt("1", 0, "n1", started=time.time() + 1e6)  # less than a minute ago, whenever asked
 OLD = Attempt("1", 0, "n1", started=0)
 FAILED = Attempt("1", 0, "n1", 0, "failed", 75, 0, 60, error="rank 1 failed first: no 17 here")
 LIKE = TrainingFailed("rank 0 failed first: no 4 here")
