@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile
 from launcher.run import wandb
-from launcher.run.directory import RunDir
+from launcher.run.directory import RunDir, read_json
 
 # What a session of a run notes of itself.
 _SESSION = ("world_size", "nodes", "threads", "cpu", "hyperparameters")
@@ -73,13 +74,14 @@ def session_of(told: Mapping[str, Any]) -> dict[str, Any]:
 def note_beginning(run: RunDir, step: int) -> None:
     """Note the step that a session went on from: the first of several starts counts, or an earlier.
 
-    That of a run's first session is 0.
+    That of a run's first session is 0. A disk that is full is no reason not to train.
     """
-    told = run.read_config()
+    told = read_json(run.config) or {}
     if sessions := told.get("resumed"):
         last = sessions[-1]
         if step < last.get("step", step + 1):
-            run.write_config(told | {"resumed": [*sessions[:-1], last | {"step": step}]})
+            with suppress(OSError):
+                run.write_config(told | {"resumed": [*sessions[:-1], last | {"step": step}]})
 
 
 def new_run_path(recipe_name: str) -> Path:
