@@ -105,7 +105,7 @@ def test_everybody_is_killed_and_a_stop_request_is_heard_by_all(
     assert not survivors(seen)
     # What is left takes longer than ranks go without asking each other.
     with started("resume", "r", cwd=tmp_path, env=env | {"PAUSE_S": "0.4"}) as process:
-        wait_for(lambda: len(Run(run).rows) > 6)
+        wait_for(lambda: any(one.status() == psutil.STATUS_STOPPED for one in family(process)))
         process.terminate()
         for one in family(process):
             one.send_signal(signal.SIGCONT)
