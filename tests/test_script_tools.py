@@ -68,7 +68,7 @@ def test_machines_meet_and_end_together(way: str, tmp_path: Path) -> None:
     words += ["--run-dir", "r"]
     with started("run", *words, "--node-rank=1", "--", way, cwd=tmp_path) as other:
         done = launcher("run", *words, "--", way, cwd=tmp_path)
-        _, errors = other.communicate(timeout=60)
+        _, errors = other.communicate(timeout=200)
     assert done.returncode == other.returncode == (way == "fail"), done.stderr + errors
     assert ("rank 1 on" in errors and "ValueError: at one" in errors) == (way == "fail")
     for rank in range(2):

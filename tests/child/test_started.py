@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_is_stopped_and_can_be_resumed(folder: Path) -> None:
 def test_a_stop_at_once_is_heard_as_soon_as_there_is_a_run_to_stop() -> None:
     run = start("digits", epochs=5000, run_dir="r", wait=False, quiet=True)
     run.stop()
-    assert run.wait(60).state == "stopped"
+    assert run.wait(250).state == "stopped"
 
 
 OUTER = """
