@@ -15,6 +15,7 @@ from warm import WARM
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes start warm on Linux"),
     pytest.mark.warm,
+    pytest.mark.timeout(3600),  # so it comes first: in a process that no other test has changed
 ]
 # What it is, but for what differs from one Python to the next.
 TELL = """
