@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -98,6 +98,17 @@ def stop_signals() -> list[signal.Signals]:
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
     deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return numbers if deaf else [*numbers, signal.SIGHUP]
+
+
+@contextmanager
+def on_stop_signals(hear: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have a handler for the signals that ask a run to stop; afterwards they are as before."""
+    before = {number: signal.signal(number, hear) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def cores() -> int:

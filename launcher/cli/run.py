@@ -104,7 +104,6 @@ def run(
     refuse_for_script(asked, config=config, init_from=init_from, profile=profile)
     told = read_config(config) if config else {}
     made = None if asked.script else _configured(asked, config, told)
-    begins = init_from or (told.get("init_from") and Path(told["init_from"]))
     repeated = told.get("world_size") if nnodes == 1 else None
     nodes = Nodes(
         nproc=nproc or repeated or max(1, 0 if cpu or asked.script else gpus()),
@@ -123,19 +122,7 @@ def run(
     # what they were told in its logs.
     spec = folder if node_rank == 0 else RunDir(folder.logs / f"node-{node_rank}-spec")
     tracked = wandb.tracking(file.name, tracking, project=project, group=group, tags=tags)
-    if made is None:
-        assert asked.script
-        config_json = describe_script(asked.script, file, nodes, tracked)
-    else:
-        config_json = describe_run(
-            *made,
-            nproc=nodes.nproc,
-            nnodes=nnodes,
-            cpu=nodes.cpu,
-            threads=threads_of(nodes, told),
-            tracking=tracked,
-            init_from=weights_of(begins) if begins else None,
-        )
+    config_json = _described(asked, made, nodes, told, init_from) | {"tracking": tracked}
     if node_rank:
         folder.refuse_foreign()
     new = spec.create(config_json | ({"profile": True} if profile else {}), file.source)
@@ -265,6 +252,28 @@ def _configured(
         file = recipe_of(RunDir(config.parent))  # with the files beside the original
     values = told.get("hyperparameters", {}) | overrides
     return file, configure(outline(file), asked.word, values)
+
+
+def _described(
+    asked: What,
+    made: tuple[RecipeFile, Recipe] | None,
+    nodes: Nodes,
+    told: Mapping[str, Any],
+    init_from: Path | None,
+) -> dict[str, Any]:
+    """Return the contents of config.json, but for what tracks the run."""
+    if asked.script:
+        return describe_script(asked.script, asked.file, nodes, {})
+    assert made
+    begins = init_from or (told.get("init_from") and Path(told["init_from"]))
+    return describe_run(
+        *made,
+        nproc=nodes.nproc,
+        nnodes=nodes.nnodes,
+        cpu=nodes.cpu,
+        threads=threads_of(nodes, told),
+        init_from=weights_of(begins) if begins else None,
+    )
 
 
 def _refuse_restarts(nodes: Nodes, max_restarts: int) -> None:

@@ -4,15 +4,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 import psutil
 
-from launcher.processes import children, kill_tree, stop_signals
+from launcher.processes import children, kill_tree, on_stop_signals
 from launcher.run import mark
 
 _POLL_S = 0.05
@@ -153,7 +153,7 @@ class Supervisor:
                 stderr=agent_log,
                 start_new_session=True,
             )
-        with self._listening():
+        with on_stop_signals(self._hear):
             try:
                 self._wait(process, watch, is_agent="agent" in argv)
             finally:
@@ -174,15 +174,6 @@ class Supervisor:
                 time.sleep(_DUMP_S)
                 return
             time.sleep(_POLL_S)
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._hear) for number in stop_signals()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if number in (signal.SIGINT, signal.SIGTERM):

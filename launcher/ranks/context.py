@@ -68,25 +68,19 @@ class Context:
         """
         started = int(os.environ.get("WORLD_SIZE", "1"))
         on_cpu = cpu or not usable_gpus()
-        ddp = DistributedDataParallelKwargs(
-            gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
-        )
-        group = InitProcessGroupKwargs(
-            timeout=timedelta(seconds=patience_s), **_place_to_meet(on_cpu=on_cpu)
-        )
         allow_open_files()
         choose_interface()
         _refuse_other_ways_to_train()
         if not on_cpu:
             claim_gpu()
-            if shared() and started > 1:
-                group.backend = "gloo"  # NCCL: a GPU a rank
-                os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # it takes ranks for devices
+        ddp = DistributedDataParallelKwargs(
+            gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
+        )
         self.accelerator = Accelerator(
             cpu=on_cpu,
             mixed_precision=mixed_precision,
             dynamo_backend="no",
-            kwargs_handlers=[ddp, group],
+            kwargs_handlers=[ddp, _group(patience_s, started, on_cpu=on_cpu)],
         )
         self.rank: int = self.accelerator.process_index
         self.world_size: int = self.accelerator.num_processes
@@ -272,6 +266,17 @@ def _refuse_other_ways_to_train() -> None:
                 f"Accelerate was told to use {way}, which a recipe is not trained with",
                 hint="leave it out of the options and the configuration of `accelerate launch`",
             )
+
+
+def _group(patience_s: float, processes: int, *, on_cpu: bool) -> InitProcessGroupKwargs:
+    """Return what the process group is made with."""
+    group = InitProcessGroupKwargs(
+        timeout=timedelta(seconds=patience_s), **_place_to_meet(on_cpu=on_cpu)
+    )
+    if not on_cpu and shared() and processes > 1:
+        group.backend = "gloo"  # NCCL: a GPU a rank
+        os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # it takes ranks for devices
+    return group
 
 
 def _place_to_meet(*, on_cpu: bool) -> dict[str, Any]:

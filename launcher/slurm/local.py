@@ -7,15 +7,15 @@ another round, unless somebody has asked this process to stop.
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from launcher.errors import BadInput, Stopped
 from launcher.gpus import gpus, shared
-from launcher.processes import die_with_parent, kill_tree, stop_signals
+from launcher.processes import die_with_parent, kill_tree, on_stop_signals
 from launcher.run.job import SlurmFolder
 from launcher.slurm.client import environment
 
@@ -81,7 +81,7 @@ def run(folder: SlurmFolder, nodes: int, tasks: int) -> int:
         {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} for task in range(tasks)
     ]
     here = _Scripts(folder.batch, commands / "requeued")
-    with here.listening():
+    with on_stop_signals(here.hear):
         codes = [here.run(base | array) for array in arrays or [{}]]
     return next((code for code in codes if code), 0)
 
@@ -116,17 +116,7 @@ class _Scripts:
         )
         return self._process.wait()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Pass requests to stop on to the script."""
-        before = {number: signal.signal(number, self._hear) for number in stop_signals()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+    def hear(self, _number: int, _frame: FrameType | None) -> None:
         self._requests += 1
         if self._process and self._process.poll() is None:
             if self._requests > 1:
