@@ -50,8 +50,10 @@ class Company:
         """Begin to serve the store; once all processes are started, for it brings threads."""
         if self._plan.is_world and find_spec("torch"):
             threading.Thread(target=self._serve, name="store", daemon=True).start()
-        elif self._listener:
-            self._listener.close()  # who brings a store of its own may listen there
+        else:
+            self._ready.set()  # nobody meets
+            if self._listener:
+                self._listener.close()  # who brings a store of its own may listen there
 
     def tell_asked(self) -> None:
         """Have the other machines ask their processes to stop."""
@@ -63,7 +65,8 @@ class Company:
 
     def leave(self) -> None:
         """Go once the others need nothing from this machine any more."""
-        if self._plan.nnodes > 1 and self._ready.wait(_LAST_AFTER_FAILURE_S) and self._store:
+        # Processes may be through before torch is imported here: the others wait for a word.
+        if self._plan.nnodes > 1 and self._ready.wait(self._patience_s) and self._store:
             with suppress(Exception):  # the others, or the network, are gone
                 self._leave_together(self._store)
         if self._meeting and self._plan.node_rank == 0:
@@ -75,10 +78,14 @@ class Company:
         if self._plan.node_rank:
             return
         everybody = [f"launcher/left/{node}" for node in range(self._plan.nnodes)]
-        most = _LAST_AFTER_FAILURE_S if self._words or self.failed or self.asked else _LAST_S
-        deadline = time.monotonic() + most
+        deadline = time.monotonic() + self._patience_s
         while not store.check(everybody) and time.monotonic() < deadline:
             time.sleep(_LOOK_S / 5)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long this machine waits for the others at its end."""
+        return _LAST_AFTER_FAILURE_S if self._words or self.failed or self.asked else _LAST_S
 
     @property
     def _meeting(self) -> Path | None:
@@ -122,15 +129,17 @@ class Company:
         )
 
         listener = self._listener
-        self._store = TCPStore(
-            self._plan.host,
-            self.port or 0,
-            is_master=listener is not None,
-            timeout=_TIMEOUT,
-            wait_for_workers=False,
-            master_listen_fd=listener.detach() if listener else None,
-        )
-        self._ready.set()
+        try:
+            self._store = TCPStore(
+                self._plan.host,
+                self.port or 0,
+                is_master=listener is not None,
+                timeout=_TIMEOUT,
+                wait_for_workers=False,
+                master_listen_fd=listener.detach() if listener else None,
+            )
+        finally:
+            self._ready.set()
         while self._plan.nnodes > 1:
             try:
                 self._say(self._store)

@@ -14,6 +14,7 @@ from launcher.masks import masked_config
 from launcher.run.told import CONFIG, Told, is_script
 
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
+_UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")  # what `written` is about to put there
 _OF_A_NODE = re.compile(  # or of a script's processes, which start before they meet
     r"node-\d+(-spec|-agent|-(exits|error|starts)\.json|\.json|\.log)|rank-[1-9]\d*\.(json|log|mark)"
 )
@@ -199,15 +200,18 @@ class RunDir:
     def refuse_foreign(self) -> None:
         """Raise RunDirError where the folder holds something, and that is no run.
 
-        The other machines of a run may have been here first: what they note is in `logs`.
+        The other machines of a run may have been here first: what they note is in `logs`. Or they
+        are just making it.
         """
         names = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
         if self.config.name in names:
             return
         inner = self.logs.iterdir() if self.logs.is_dir() else []
-        if all(_OF_A_NODE.fullmatch(entry.name) for entry in inner):
+        if all(_OF_A_NODE.fullmatch(_finished(entry.name)) for entry in inner):
             names.discard(self.logs.name)
-        if foreign := sorted(names - {_CLAIM}):
+        own = {self.config.name, self.recipe.name, self.script.name}
+        being_made = {name for name in names if name.startswith(".") and _finished(name) in own}
+        if foreign := sorted(names - being_made - {_CLAIM}):
             shown = ", ".join(foreign[:3]) + (", ..." if foreign[3:] else "")
             raise RunDirError(
                 f"`{self.path}` is not empty: there is {shown}",
@@ -244,6 +248,12 @@ class RunDir:
             return _json_object(lines[-1]) if lines else {}
         except (OSError, ValueError):
             return {}
+
+
+def _finished(name: str) -> str:
+    """Return the name that a file has once it is written."""
+    found = _UNFINISHED.fullmatch(name)
+    return found[1] if found else name
 
 
 def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def test_a_folder_that_cannot_be_made_is_refused(below: str, tmp_path: Path) -> 
 
 CONTENDER = """
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from launcher.errors import RunDirError
 from launcher.run.directory import RunDir
@@ -153,6 +155,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file(
 
 FULL_DISK = """
 import resource, sys
+from contextlib import ExitStack
 from pathlib import Path
 from launcher.run.directory import RunDir, write_text
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -234,3 +237,21 @@ def test_the_last_report_is_the_newest_line(
 def test_assets_of_the_checkout_are_found() -> None:
     assert (assets("recipes") / "digits.py").is_file()
     assert assets("slurm").is_dir()
+
+
+def test_another_machine_may_come_while_a_run_is_being_made(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    run.logs.mkdir(parents=True)
+    beside = [run.config, run.script, run.recipe, run.logs / "node-1-starts.json"]
+    with ExitStack() as stack:
+        for path in [*beside, run.logs / "node-1.json"]:
+            stack.enter_context(written(path))
+        run.refuse_foreign()
+        foreign = run.path / ".notes.md.12.tmp"
+        foreign.touch()
+        with pytest.raises(RunDirError, match=r"there is \.notes\.md\.12\.tmp"):
+            run.refuse_foreign()
+        foreign.unlink()
+        (run.logs / ".mine.json.12.tmp").touch()
+        with pytest.raises(RunDirError, match="there is logs"):
+            run.refuse_foreign()
