@@ -24,12 +24,14 @@ from launcher.errors import (
     LauncherError,
     NonFiniteLoss,
     PeerFailed,
+    RunDirError,
     SampleFailed,
     Stopped,
     TooLarge,
 )
 from launcher.files import assets
 from launcher.processes import shown
+from launcher.run.checkpoint_files import all_of
 from launcher.run.directory import RunDir, read_json, write_json
 
 _STEP = "_launcher_step"  # attribute of an exception
@@ -141,8 +143,14 @@ def _lost_a_peer(error: BaseException) -> bool:
 
 
 def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: float) -> None:
-    """Write the result.json of a run that stopped or failed, as far as metrics.jsonl knows."""
+    """Write the result.json of a run that stopped or failed.
+
+    It is what metrics.jsonl knows; `step` is that of the newest checkpoint where that is later.
+    """
     last = run.last_report()
+    saved = 0
+    with contextlib.suppress(OSError, RunDirError):  # of a disk that fails
+        saved = max((checkpoint.step for checkpoint in all_of(run.checkpoints)), default=0)
     of_old = last.get("epoch", 0) + (last.get("split") == "test")  # tests were where one ended
     numbers = ("train_loss", "test_loss", "test_accuracy", "test_correct", "test_samples")
     write_json(
@@ -150,7 +158,7 @@ def write_result(run: RunDir, world_size: int, error: LauncherError, seconds: fl
         {
             "state": "stopped" if isinstance(error, Stopped) else "failed",
             "epoch": last.get("epochs", of_old),  # whole ones
-            "step": last.get("step", 0),
+            "step": max(last.get("step", 0), saved),
             "world_size": world_size,
             **dict.fromkeys(numbers),
             "seconds": seconds,

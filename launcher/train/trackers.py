@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -112,7 +111,7 @@ class ConsoleTracker:
                 MofNCompleteColumn(),
                 TextColumn("samples"),
                 TimeRemainingColumn(),
-                console=Console(file=getattr(sys.stdout, "console", sys.stdout)),
+                console=Console(file=Lasting(getattr(sys.stdout, "console", None) or sys.stdout)),
                 transient=True,
             )
             self._beneath_the_log(self._bar.start)
@@ -158,8 +157,7 @@ class ConsoleTracker:
             return
         there = stream.console is not None
         sys.stdout = stream.console or stream
-        with suppress(OSError):  # the console is gone
-            act()
+        act()
         if there:
             stream.console = sys.stdout
         sys.stdout = stream

@@ -25,6 +25,8 @@ def test_a_request_to_stop_is_one_for_the_run_and_ends_the_job(
     assert "go on: launcher resume r" in errors
     assert not survivors(everybody)
     if number is signal.SIGTERM:
+        newest = max((tmp_path / "r" / "checkpoints").glob("step-*"))
+        assert run.result["step"] == int(newest.name.split("-")[1])
         steps = run.result["step"] + 3
         assert launcher("resume", "r", f"steps={steps}", cwd=tmp_path).returncode == 0
         assert run.result["step"] == steps

@@ -161,3 +161,33 @@ def test_a_terminal_gets_a_bar_and_the_same_lines() -> None:
     assert "loss: 2.500000 [   64/ 1437]" in shown
     assert "epoch 1/2" in shown
     assert "/1437" in shown
+
+
+OVER_ONE_THAT_CLOSES = """
+import os, pty, sys
+from launcher.console import Lasting
+ours, theirs = pty.openpty()
+os.dup2(theirs, 1)
+os.close(theirs)
+sys.stdout = Lasting(sys.stdout, open("log", "a"))
+"""
+AS_IT_IS_ASKED = """
+was = Lasting.isatty
+Lasting.isatty = lambda stream: was(stream) and not os.close(ours)
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        AS_IT_IS_ASKED + ON_A_TERMINAL,
+        ON_A_TERMINAL.replace("Tracker()\n", "Tracker()\nos.close(ours)\n"),
+    ],
+    ids=["before-the-bar", "below-the-bar"],
+)
+def test_a_terminal_that_closes_at_any_moment_ends_nothing(script: str, tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", OVER_ONE_THAT_CLOSES + script]
+    env = {**os.environ, "TERM": "xterm", "FORCE_COLOR": "1"}  # rich has found a terminal, too
+    done = subprocess.run(argv, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "loss: 2.500000 [   64/ 1437]" in (tmp_path / "log").read_text()
