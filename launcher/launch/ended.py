@@ -93,7 +93,7 @@ def _first(run: RunDir, ends: Sequence[End]) -> tuple[End, LastWords] | None:
     first = next(pair for pair in bad if pair[0].by_itself)
     if not first[1].lost_a_peer:
         return first
-    own = [(end, words) for end, words in bad if end.code == 1 and not words.lost_a_peer]
+    own = [(end, words) for end, words in bad if words.raised and not words.lost_a_peer]
     return next((pair for pair in own if pair[1].lines), first)
 
 

@@ -31,6 +31,7 @@ from launcher.script.ends import START_AGAIN, End, Ends
 from launcher.script.plan import Plan
 
 _GRACE_S = 5.0  # what processes get to end by themselves when another has failed
+_OWN_END_S = 1.0  # for who has failed, too, or first, and still clears up: what it says counts
 _POLL_S = 0.01
 _RESET = (signal.SIGUSR1, signal.SIGUSR2)  # which this process does not leave at their defaults
 
@@ -116,7 +117,7 @@ class _Team:
         if self.failed_at is None:
             return
         again = any(end.code == START_AGAIN for end in self.ends)  # as the others may want, too
-        if self.told_at is None and now - self.failed_at >= (_GRACE_S if again else 0):
+        if self.told_at is None and now - self.failed_at >= (_GRACE_S if again else _OWN_END_S):
             self.told_at = now
             for process in self.living:
                 process.told = True

@@ -88,3 +88,27 @@ def test_what_changes_from_start_to_start_makes_no_other_failure() -> None:
     one = TrainingFailed("rank 0 on h: OSError: port 4711 at 0x7f3a")
     assert alike(one, TrainingFailed("rank 1 on h: OSError: port 99 at 0x11"))
     assert not alike(one, TrainingFailed("rank 1 on h: KeyError: port 99 at 0x11"))
+
+
+ABORTED = """\
+terminate called after throwing an instance of 'gloo::EnforceNotMet'
+Fatal Python error: Aborted
+
+Thread 0x00007f24b142db80 (most recent call first):
+  <no Python frame>
+"""
+
+
+@pytest.mark.parametrize("code", [-6, -11])
+def test_a_crash_as_an_exception_leaves_does_not_hide_it(code: int, tmp_path: Path) -> None:
+    error = told(tmp_path, (0, 1, LOST, True), (1, code, TRACE + ABORTED, True))
+    assert isinstance(error, TrainingFailed)
+    assert error.message.startswith("rank 1 on h failed first: ValueError: a; then killed by SIG")
+    assert error.message.endswith("\nValueError: a\nb")
+
+
+def test_a_crash_long_after_an_exception_was_caught_is_told_by_itself(tmp_path: Path) -> None:
+    went_on = "".join(f"step {step}\n" for step in range(20))
+    error = told(tmp_path, (0, -6, TRACE + went_on + ABORTED, True))
+    assert isinstance(error, TrainingFailed)
+    assert error.message.startswith("rank 0 on h failed first: killed by SIGABRT")
