@@ -20,7 +20,8 @@ _ASK_AGAIN_S = 1.0  # a worker that has just started does not hear yet
 _LOOK_S = 0.5  # between two looks at how far the ranks are
 _LOOK_AROUND_S = 5.0  # and at other machines
 _DUMP_S = 1.0  # what writing all stacks may take
-_SAY_AFTER_S = 60.0  # how long nothing has to happen before the first step to be worth a word
+_SAY_AFTER_S = 5.0  # how long imports have to take to be worth a word
+_LONG_S = 60.0  # and how long a start has to last for its limit to be worth one
 
 
 class Watch(Protocol):
@@ -50,7 +51,7 @@ class HangWatch:
         self._marks: dict[int, mark.Mark] = {}
         self._began = self._looked = self._stirred = self._got_on = time.monotonic()
         self._looked_around = self._began
-        self._said = False
+        self._said = set[str]()
 
     def verdict(self) -> str | None:
         """Return what hangs, None while ranks get on or wait for something in good time."""
@@ -67,7 +68,7 @@ class HangWatch:
         self._marks = marks
         started = all(found.steps for found in marks.values())
         if not started:
-            self._say_how_long(now - self._began)
+            self._say_what_it_does(now - self._began)
         if self._is_in_vain(now):
             return "the machines that it waited for have left"
         patience_s = self._timeout_s if started else self._start_timeout_s
@@ -83,11 +84,21 @@ class HangWatch:
         self._looked_around = now
         return not any(path.exists() for path in self._paths.values()) and self._deserted()
 
-    def _say_how_long(self, seconds: float) -> None:
-        if not self._said and seconds > _SAY_AFTER_S:
-            self._said = True
+    def _say_what_it_does(self, seconds: float) -> None:
+        """Say why nothing is said, once each; what ranks do once they are there, they say."""
+        if seconds > _SAY_AFTER_S and not self._all_there():
+            self._say_once("importing torch and the recipe", seconds)
+        if seconds > _LONG_S:
             limit = f"start_timeout={self._start_timeout_s:g} ends a run that does nothing so long"
-            print(f"no step yet after {seconds:.0f} s; {limit}", file=sys.stderr)
+            self._say_once(f"no step yet; {limit}", seconds)
+
+    def _say_once(self, words: str, seconds: float) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            print(f"{words} ({seconds:.0f} s)", file=sys.stderr)
+
+    def _all_there(self) -> bool:
+        return all(path.exists() for path in self._paths.values())
 
 
 def _stages(marks: Mapping[int, mark.Mark]) -> list[tuple[int, int]]:

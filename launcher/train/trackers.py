@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from launcher.console import Lasting
 from launcher.run.directory import write_bytes
 from launcher.run.rows import finite
+
+_SILENT_S = 30.0  # how long a console without a bar may say nothing
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Position:
     epochs: int
     done: int  # samples of this epoch
     size: int  # samples in an epoch
+    step: int = 0  # optimizer steps done
+    steps: int = 0  # of the run in all
 
 
 class Tracker(Protocol):
@@ -103,6 +108,7 @@ class ConsoleTracker:
 
     def __init__(self) -> None:
         self._epoch = -1
+        self._spoke, self._spoke_of = time.monotonic(), 0  # when, and of which step
         self._bar: Progress | None = None
         if sys.stdout.isatty():
             self._bar = Progress(
@@ -121,7 +127,9 @@ class ConsoleTracker:
         """Move the bar; announce a new epoch."""
         if position.epoch != self._epoch:
             self._epoch = position.epoch
-            print(f"Epoch {position.epoch + 1}\n{'-' * 31}", flush=True)
+            self._say(f"Epoch {position.epoch + 1}\n{'-' * 31}", position)
+        elif not self._bar and time.monotonic() - self._spoke > _SILENT_S:
+            self._say(self._how_far(position), position)
         if self._bar:
             label = f"epoch {position.epoch + 1}/{position.epochs}"
             self._bar.update(
@@ -138,7 +146,18 @@ class ConsoleTracker:
         else:
             line = f"Test Error: {accuracy_words(report.accuracy)}Avg loss: {report.loss:>8f}"
             line += metric_words(report.metrics) + "\n"
+        self._say(line, position)
+
+    def _say(self, line: str, position: Position) -> None:
         print(line, flush=True)
+        self._spoke, self._spoke_of = time.monotonic(), position.step
+
+    def _how_far(self, position: Position) -> str:
+        """Return the line for who has heard nothing for long."""
+        steps = max(position.step - self._spoke_of, 1)
+        step_s = (time.monotonic() - self._spoke) / steps
+        left = timedelta(seconds=round(step_s * (position.steps - position.step)))
+        return f"step {position.step} of {position.steps}, {1 / step_s:.3g} steps/s, {left} left"
 
     def close(self) -> None:
         """Take the bar away."""

@@ -232,4 +232,5 @@ class Training:
         size = sampler.size
         if self.most_steps is None:
             size = min(size, min(left, self.per_epoch) * sampler.batch_size)
-        return Position(progress.epoch, epochs, progress.samples_into_epoch, size)
+        where = (progress.epoch, epochs, progress.samples_into_epoch, size)
+        return Position(*where, step=progress.step, steps=self.length)

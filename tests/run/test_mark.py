@@ -83,9 +83,15 @@ def test_what_is_waited_for_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(supervise, "_SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(supervise, "_LONG_S", 0.0)
     _, watch = watched(tmp_path, monkeypatch)
     until_a_verdict(watch, looks=5)
-    assert capsys.readouterr().err.count("start_timeout=60 ends a run that does nothing") == 1
+    said = capsys.readouterr().err
+    assert said.count("start_timeout=60 ends a run that does nothing") == 1
+    assert "importing" not in said  # all ranks are there, and say themselves what they do
+    late = supervise.HangWatch({0: tmp_path / "not-there"}, 60, 60)
+    until_a_verdict(late, looks=5)
+    assert capsys.readouterr().err.count("importing torch and the recipe (") == 1
 
 
 def test_a_tick_of_one_rank_keeps_the_run_alive(

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_the_console_speaks_like_the_quickstart(capsys: pytest.CaptureFixture[st
         "Epoch 2\n"
         "-------------------------------\n"
     )
+
+
+def test_a_console_without_a_bar_is_never_silent_for_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = ConsoleTracker()
+    console.progress(Position(0, 2, 0, 1437, step=0, steps=1000))
+    console.progress(Position(0, 2, 64, 1437, step=1, steps=1000))
+    assert capsys.readouterr().out == f"Epoch 1\n{'-' * 31}\n"
+    spoke = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: spoke + 50)
+    console.progress(Position(0, 2, 640, 1437, step=100, steps=1000))
+    console.progress(Position(0, 2, 704, 1437, step=101, steps=1000))
+    assert capsys.readouterr().out == "step 100 of 1000, 2 steps/s, 0:07:30 left\n"
 
 
 @pytest.mark.parametrize(
