@@ -16,6 +16,7 @@ class Pulse:
 
     def __init__(self, interval_s: float = 1.0) -> None:
         self.interval_s = interval_s
+        self._unreported_s = self._ahead_s = 0.0
         self.start()
 
     def start(self) -> None:
@@ -31,6 +32,14 @@ class Pulse:
         self._steps_since += 1
         return self._steps_left <= 0
 
+    def reaches(self, seconds: float) -> bool:
+        """Whether ranks talk after the next step, and so long after the last report, by then."""
+        return self._steps_left <= 1 and self._unreported_s + self._ahead_s >= seconds
+
+    def reported(self) -> None:
+        """Note that there was a report."""
+        self._unreported_s = 0.0
+
     def elapsed_s(self) -> float:
         """Seconds on this rank since the last exchange."""
         return time.perf_counter() - self._since
@@ -42,5 +51,7 @@ class Pulse:
             2 * self._reach, _MOST_STEPS
         )  # the first steps say little: grow step by step
         self._steps_left = max(1, min(int(self.interval_s / step_s), self._reach))
+        self._unreported_s += mean_elapsed_s
+        self._ahead_s = self._steps_left * step_s
         self._steps_since = 0
         self._since = time.perf_counter()

@@ -91,6 +91,11 @@ class Sums:
         if len(self._aside) >= _MOST_ASIDE:
             self._add_up()
 
+    @property
+    def ends_next(self) -> bool:
+        """Whether there is room for the next step, and for none after it."""
+        return self._step + 1 >= len(self._losses)
+
     def _add_up(self) -> None:
         """Add what was put aside: a few operations for many steps."""
         if self._aside:

@@ -23,6 +23,7 @@ from launcher.recipe.groups import (
     Watch,
 )
 from launcher.recipe.totals import Totals
+from launcher.recipe.values import is_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +86,9 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
             least = AT_LEAST.get(field.name)
             if isinstance(value, int | float) and least is not None and value < least:
                 raise RecipeError(f"`{field.name}` must be at least {least}, not {value}")
+        if isinstance(self.log_every, str) and not is_seconds(self.log_every):
+            hint = "a number of batches, or of seconds: log_every=10s"
+            raise RecipeError(f"`log_every` is `{self.log_every}`", hint=hint)
         if self.best_by in ("", "-", "loss", "-accuracy"):
             raise RecipeError(
                 f"`best_by` is `{self.best_by}`",
@@ -97,6 +101,11 @@ class Recipe(Watch, Checkpoints, Tests, Optimisation, Precision, Data, Length):
     def most_at_once(self) -> int | None:
         """Most samples in one forward pass of one process, None where all come at once."""
         return self._fits if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    @property
+    def log_every_s(self) -> float | None:
+        """Seconds between two reports of training, None where batches are counted."""
+        return float(self.log_every[:-1]) if isinstance(self.log_every, str) else None
 
     def model(self) -> "nn.Module":
         """Build the model, on the CPU; weights are initialised from the seed."""

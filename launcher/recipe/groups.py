@@ -106,7 +106,7 @@ class Checkpoints:
 class Watch:
     """Watch."""
 
-    log_every: int = 100  # batches between two reports of the training loss
+    log_every: int | str = 100  # batches between two reports of the training loss; 10s: seconds
     hang_timeout: float = 600.0  # seconds without progress after which the run is ended
     start_timeout: float = 3600.0  # seconds, instead, until the first step, and for a save
 

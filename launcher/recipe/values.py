@@ -6,6 +6,7 @@ not give the type, as Python or JSON would (`[0.9, 0.999]`, `(64, 64)`, `1e3`, `
 
 import ast
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -52,6 +53,12 @@ def alternatives(hint: Any, text: str) -> list[Any]:
             convert(hint, text)
             return [text]
     return next(_lists(text), [text])
+
+
+def is_seconds(text: str) -> bool:
+    """Whether text is a time in seconds, such as 10s or 0.5s."""
+    number = text.removesuffix("s")
+    return number != text and re.fullmatch(r"\d+(\.\d+)?", number) is not None and float(number) > 0
 
 
 def _forms(value: Any) -> Iterator[Any]:

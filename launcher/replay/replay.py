@@ -207,7 +207,9 @@ class _Step:
         training, at = self._training, self._training.progress
         into = at.steps_into_epoch
         ends = into == training.per_epoch or at.step == training.length
-        return ends or into % training.recipe.log_every == 0 or self._due(at.step, into)
+        if ends or self._due(at.step, into):
+            return True
+        return training.log_s is None and training.reports_after(into)
 
     def progress(self, position: Position) -> None:
         """Need no progress."""

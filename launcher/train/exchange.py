@@ -29,6 +29,7 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     totals, (stops, elapsed_s, failures, *times) = _summed(run, words, whole=report)
     run.pulse.beat(elapsed_s / run.context.world_size)
     if report:
+        run.pulse.reported()
         run.progress.epoch_loss += totals.summed
         run.progress.epoch_count += totals.count
         run.trackers.report(_train_report(run, totals, *times), run.position)

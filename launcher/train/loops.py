@@ -30,7 +30,7 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         seed_step(recipe.seed, progress.step, run.context.rank)
         steps = progress.steps_into_epoch + 1
         tested = tests_after(progress.step + 1, steps)
-        report = tested or steps == end or steps % recipe.log_every == 0
+        report = tested or steps == end or run.reports_after(steps)
         make_step(run, shard, measure=report)
         if steps == per_epoch:
             run.schedules.step("epoch")

@@ -42,6 +42,8 @@ from launcher.sharding.building import built, sharded
 from launcher.train.parts import Parts, model_of, parts_of
 from launcher.train.training import Training
 
+_MOST_UNREPORTED = 1 << 14  # steps between reports that a clock asks for: their losses are kept
+
 
 def prepare(
     recipe: Recipe,
@@ -159,7 +161,8 @@ def _optimizers(recipe: Recipe, model: nn.Module, loss_fn: nn.Module) -> Optimiz
 
 def _sums(recipe: Recipe, context: Context, optimizers: Optimizers, per_epoch: int) -> Sums:
     turns = list(optimizers.named) if optimizers.in_turns else []
-    return Sums(min(recipe.log_every, recipe.steps or per_epoch), context.device, turns)
+    window = _MOST_UNREPORTED if recipe.log_every_s else int(recipe.log_every)
+    return Sums(min(window, recipe.steps or per_epoch), context.device, turns)
 
 
 def _graphs(

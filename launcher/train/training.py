@@ -117,6 +117,7 @@ class Training:
     most_steps: int | None = None  # of each loop, and of one epoch only: for debugging
 
     def __post_init__(self) -> None:
+        self.log_s = self.recipe.log_every_s
         of_model = list(self.model.parameters())
         known = set(map(id, of_model))
         others = [p for p in self.loss_fn.parameters() if id(p) not in known and p.requires_grad]
@@ -167,6 +168,12 @@ class Training:
             return due or step == length
 
         return after
+
+    def reports_after(self, into_epoch: int) -> bool:
+        """Whether `log_every` asks for a report after the next step, so many in its epoch."""
+        if self.log_s is None:
+            return into_epoch % int(self.recipe.log_every) == 0
+        return self.sums.ends_next or self.pulse.reaches(self.log_s)
 
     @property
     def test_is_due(self) -> bool:

@@ -1,6 +1,7 @@
 """What a step does besides training: nothing waits for the device, nobody talks out of turn."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,27 @@ def test_a_test_after_fast_steps_hears_of_a_stop_soon() -> None:
     assert pulse.due()
     pulse.beat(0.5)  # a test batch
     assert [pulse.due() for _ in range(2)] == [False, True]
+
+
+def test_a_report_by_the_clock_is_planned_from_the_exchanges_of_all_ranks() -> None:
+    pulse = Pulse()
+    reports = []
+    for step in range(1, 101):
+        report = pulse.reaches(3.0)
+        if pulse.due():
+            pulse.beat(0.25 * pulse._steps_since)
+            if report:
+                pulse.reported()
+                reports.append(step)
+    steps = [after - before for before, after in pairwise(reports)]
+    assert len(steps) >= 6
+    assert set(steps) <= {12, 13, 14, 15, 16}  # exchanges are some four steps apart
+    assert reports[0] <= 16
+
+
+def test_a_report_by_the_clock_comes_when_there_is_no_room_for_more_losses() -> None:
+    training = made(RECIPES / "curve.py", epochs=1, samples=997, log_every=7)
+    training.log_s = 1e9
+    assert [training.reports_after(step) for step in range(7)] == [False] * 7
+    training.sums._step = 6
+    assert training.reports_after(7)

@@ -257,3 +257,21 @@ def test_anything_that_is_one_number_is_a_metric() -> None:
     found = numbers(made, "metrics", begun=True)
     assert [found[n] for n in ("tensor", "flag", "whole", "array")] == [3.0, 1.0, 7.0, 1.0]
     assert math.isnan(found["none"])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_reports_by_the_clock_are_of_any_steps_and_change_no_weights(
+    world: int, tmp_path: Path
+) -> None:
+    words = ["run", "digits", "steps=600", "batch_size=1", "--nproc", world]
+    for name, every in (("clock", "0.02s"), ("count", 100)):
+        done = launcher(*words, f"log_every={every}", "--run-dir", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    clock, count = Run(tmp_path / "clock"), Run(tmp_path / "count")
+    reports = [row for row in clock.rows if row["split"] == "train"]
+    assert len({row["step"] for row in reports} - {row["step"] for row in count.rows}) >= 1
+    assert sum(row["samples"] for row in reports) == 600
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(clock.weights.values(), count.weights.values(), strict=True)
+    )
