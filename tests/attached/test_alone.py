@@ -99,5 +99,5 @@ def test_an_interpreter_without_a_file_has_a_run_too(tmp_path: Path) -> None:
 
 def test_rows_are_mirrored_to_wandb(tmp_path: Path) -> None:
     done = python(PLAIN.format(options="dir='r'"), cwd=tmp_path, env={"WANDB_MODE": "offline"})
-    assert "W&B: recorded offline" in done.stderr
+    assert "`launcher sync r` uploads it" in done.stderr  # in time or, on a busy machine, not
     assert len(list((tmp_path / "r" / "wandb").glob("offline-run-*"))) == 1
