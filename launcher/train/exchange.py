@@ -23,7 +23,8 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     The one all-reduce of a report, but for sums that the recipe names. Raises NonFiniteLoss,
     Stopped, or TrainingFailed after too many failed saves, on all ranks alike.
     """
-    own_failures = float(saver.failures if saver else 0)
+    # Those that rank 0 counts: a save that failed on several ranks is one failure.
+    own_failures = float(saver.failures if saver and run.context.rank == 0 else 0)
     words = [float(run.stop.requested), run.pulse.elapsed_s(), own_failures]
     words += [run.times.elapsed_s(), run.times.data_s]
     totals, (stops, elapsed_s, failures, *times) = _summed(run, words, whole=report)
