@@ -7,10 +7,9 @@ script run but the two that are named in it.
 
 import base64
 import hashlib
-import html
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,44 +19,26 @@ from plotly.colors import sample_colorscale
 from plotly.offline import get_plotlyjs
 
 from launcher import __version__
-from launcher.run.listing import RunSummary, differing, number, word
-from launcher.run.rows import metrics_in
-
-Rows = Sequence[Mapping[str, Any]]
-Points = list[tuple[float, float]]  # step, value
+from launcher.report.curves import Rows, charts_of, curves_of, figure, outcome, parallel
+from launcher.run.listing import RunSummary, differing, word
 
 _TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 # Okabe and Ito's colours, which the colour-blind can tell apart; more runs share a scale.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
-_MOST_POINTS = 2000  # of one curve: more than a chart has pixels
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One field of metrics.jsonl against the step."""
-
-    field: str
-    title: str
-    form: str  # of a value, in d3's language
-    axis: Mapping[str, Any]
-
-
-CHARTS = (
-    Chart("loss", "Loss", ".4g", {}),
-    Chart("accuracy", "Accuracy", ".2%", {"tickformat": ".0%"}),
-    Chart("learning_rate", "Learning rate", ".4g", {"rangemode": "tozero"}),
-    Chart("samples_per_second", "Throughput, samples/s", ",.0f", {"rangemode": "tozero"}),
-    Chart("gradient_norm", "Gradient norm", ".4g", {"rangemode": "tozero"}),
-)
+_MANY = 7  # runs: more are no columns of a table, and get into the order of what they differ in
 
 
 def page(shown: Sequence[tuple[RunSummary, Rows]], now: float) -> str:
     """Return the page about runs and their rows, written at `now` (seconds since 1970)."""
+    shown = in_order(shown)
     runs = [run for run, _ in shown]
     names = labels(runs)
     colours = palette(len(runs))
-    charts = [*CHARTS[:2], *map(_of_metric, metric_names(shown)), *CHARTS[2:]]
-    figures = [f for chart in charts if (f := figure(chart, shown, names, colours))]
+    curves = [curves_of(rows) for _, rows in shown]
+    figures = [f for chart in charts_of(curves) if (f := figure(chart, curves, names, colours))]
+    apart = columns(runs)
+    if len(runs) > 2 and len(apart) > 1:
+        figures.append(parallel(apart, names, colours))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -78,10 +59,14 @@ def page(shown: Sequence[tuple[RunSummary, Rows]], now: float) -> str:
             for index, (run, label, colour) in enumerate(zip(runs, names, colours, strict=True))
         ],
         figures=figures,
-        thinned=any(len(rows) > _MOST_POINTS for _, rows in shown),
+        thinned=any(f["thinned"] for f in figures),
         results=results(runs),
+        apart=list(apart),
+        differs={n: [word(r.hyperparameters.get(n, "-")) for r in runs] for n in [*apart][:-1]},
+        told={"runs": names, "colours": colours, "columns": apart},
+        many=len(runs) > _MANY,
         differing=comparison(parameters, differing(parameters)),
-        hyperparameters=comparison(parameters, dict.fromkeys(n for p in parameters for n in p)),
+        hyperparameters=_facts(parameters, dict.fromkeys(n for p in parameters for n in p)),
         machines=comparison(machines := [machine(run) for run in runs], machines[0]),
         commands=[_command(run) for run in runs],
         plotly=plotly,
@@ -104,59 +89,39 @@ def labels(runs: Sequence[RunSummary]) -> list[str]:
     return folders if len(set(folders)) == len(runs) else [word(run.path) for run in runs]
 
 
-def metric_names(shown: Sequence[tuple[RunSummary, Rows]]) -> list[str]:
-    """Return the metrics that recipes have named, in the order in which they first come."""
-    return list(
-        dict.fromkeys(name for _, rows in shown for row in rows for name in metrics_in(row))
-    )
+def in_order(shown: Sequence[tuple[RunSummary, Rows]]) -> list[tuple[RunSummary, Rows]]:
+    """Return few runs as they are given, and many by what they differ in: r2 before r10."""
+    if len(shown) <= _MANY:
+        return list(shown)
+    names = labels([run for run, _ in shown])
+    by_name = dict(zip(map(id, shown), names, strict=True))
+    return sorted(shown, key=lambda pair: _natural(by_name[id(pair)]))
 
 
-def _of_metric(name: str) -> Chart:
-    return Chart(name, word(name), ".4g", {})
+def _natural(text: str) -> list[tuple[int, float, str]]:
+    """Return a key by which numbers in texts count as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", text)
+    return [(0, float(p), "") if at % 2 else (1, 0.0, p) for at, p in enumerate(parts)]
+
+
+def columns(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
+    """Return for each hyperparameter that runs differ in, and for what came of it, their values.
+
+    {} for one run.
+    """
+    if len(runs) < 2:
+        return {}
+    parameters = [run.hyperparameters for run in runs]
+    name, values = outcome(runs)
+    apart = {one: [told.get(one) for told in parameters] for one in differing(parameters)}
+    return apart | {name: values}
 
 
 def palette(count: int) -> list[str]:
     """Return a colour for each run."""
     if count <= len(_COLOURS):
         return list(_COLOURS[:count])
-    return list(sample_colorscale("Viridis", [0.92 * n / (count - 1) for n in range(count)]))
-
-
-def figure(
-    chart: Chart,
-    shown: Sequence[tuple[RunSummary, Rows]],
-    names: Sequence[str],
-    colours: Sequence[str],
-) -> dict[str, Any] | None:
-    """Return a chart as plotly draws it, None where no run has its field."""
-    traces = []
-    for index, ((_, rows), name, colour) in enumerate(zip(shown, names, colours, strict=True)):
-        for split in ("train", "test"):
-            points = thinned(_points(rows, split, chart.field))
-            label = f"{name}, {split}" if len(shown) > 1 else split
-            if points:
-                traces.append(
-                    _trace(points, chart, split=split, name=label, colour=colour, run=index)
-                )
-    if not traces:
-        return None
-    wide = len(traces) > len({trace["meta"] for trace in traces})  # some run has both splits
-    for trace in traces:
-        trace["opacity"] = 0.5 if wide and trace["line"]["width"] < 2 else 1
-    return {"title": chart.title, "wide": wide, "data": traces, "layout": _layout(chart)}
-
-
-def thinned(points: Points) -> Points:
-    """Return at most about _MOST_POINTS points: the lowest and the highest of each stretch."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    stretch = -(-2 * len(points) // _MOST_POINTS)
-    kept: Points = []
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
-        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        kept += sorted(ends)
-    return kept
+    return list(sample_colorscale("Viridis", [0.15 + 0.77 * n / (count - 1) for n in range(count)]))
 
 
 def results(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
@@ -216,50 +181,10 @@ def comparison(
     return [(name, cells[:1] if len(set(cells)) == 1 else cells) for name, cells in lines]
 
 
-def _points(rows: Rows, split: str, field: str) -> Points:
-    those = (row for row in rows if row.get("split") == split)
-    found = ((number(row.get("step")), number(row.get(field))) for row in those)
-    return [(step, value) for step, value in found if step is not None and value is not None]
-
-
-def _trace(
-    points: Points, chart: Chart, *, split: str, name: str, colour: str, run: int
-) -> dict[str, Any]:
-    """Return one curve: training thin and pale, testing strong, with dots where they fit."""
-    train = split == "train"
-    return {
-        "x": [step for step, _ in points],
-        "y": [value for _, value in points],
-        "name": html.escape(name),
-        "mode": "lines+markers"
-        if len(points) == 1 or (not train and len(points) <= 60)
-        else "lines",
-        "line": {"color": colour, "width": 1.2 if train else 2.2},
-        "marker": {"color": colour, "size": 5},
-        "hovertemplate": f"%{{y:{chart.form}}}",
-        "meta": run,
-    }
-
-
-def _layout(chart: Chart) -> dict[str, Any]:
-    lines = {"gridcolor": "#e8e8e8", "linecolor": "#888888", "zeroline": False, "ticks": "outside"}
-    lines |= {"tickcolor": "#888888", "ticklen": 4, "automargin": True}
-    return {
-        "height": 300,
-        "margin": {"l": 50, "r": 12, "t": 8, "b": 44},
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#333333"},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
-        "showlegend": False,
-        "hovermode": "x unified",
-        "xaxis": {
-            "title": {"text": "step", "standoff": 8},
-            "showgrid": False,
-            "rangemode": "tozero",
-            **lines,
-        },
-        "yaxis": {**lines, **chart.axis},
-    }
+def _facts(those: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Return a comparison; of many runs what is the same in all, for the rest stands elsewhere."""
+    lines = comparison(those, names)
+    return [line for line in lines if len(line[1]) == 1] if len(those) > _MANY else lines
 
 
 def _cells(values: Iterable[float | None], form: str) -> list[str]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +26,7 @@ from launcher.run.told import is_script
 State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
 
 DEEPEST = 4  # levels below a folder in which runs are looked for
+_AT_ONCE = 1000  # lines of metrics.jsonl that are read together
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def summary(path: Path) -> RunSummary:
 def rows_of(run: RunDir) -> list[dict[str, Any]]:
     """Return all rows of metrics.jsonl; lines that cannot be read are left out."""
     with suppress(OSError), run.metrics.open("rb") as lines:
-        return [row for line in lines if (row := _row(line))]
+        parts = iter(lambda: list(islice(lines, _AT_ONCE)), [])
+        return [row for part in parts for row in _rows(part)]
     return []
 
 
@@ -196,6 +199,15 @@ def _newest(metrics: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             elif line.startswith(b"{") and line.endswith(b"}\n"):  # not torn
                 train = line
     return _row(train), tests
+
+
+def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
+    """Return the rows in some lines: read at once, but where one of them cannot be read."""
+    try:
+        found = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        found = map(_row, lines)
+    return [row for row in found if row and isinstance(row, dict)]
 
 
 def _row(line: bytes) -> dict[str, Any]:

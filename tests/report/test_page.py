@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 from made_runs import ROWS, made, row
 
 from launcher.cli.main import main
-from launcher.report.page import CHARTS, figure, labels, page, palette, thinned
+from launcher.report.curves import CHARTS, curves_of, figure, parallel, thinned
+from launcher.report.page import in_order, labels, page, palette
 from launcher.run.listing import RunSummary, rows_of, summary
 
 NEWER = {"learning_rate": 0.1, "samples_per_second": 90.0, "gradient_norm": 1.5}
+NEWER |= {"step_time": 0.5, "data_wait": 0.25, "gpu_memory": 1e9}
 NEWER_ROWS = [one | NEWER if one["split"] == "train" else one for one in ROWS]
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -101,7 +103,7 @@ def test_a_chart_that_no_run_has_rows_for_is_left_out(tmp_path: Path) -> None:
     new = made(tmp_path / "new", [row("train", 0, 1, 1.0) | NEWER])
     assert [f["title"] for f in figures_of(page(read(old), 1e9))] == ["Loss", "Accuracy"]
     both = figures_of(page(read(old, new), 1e9))
-    assert [len(f["data"]) for f in both] == [3, 3, 1, 1, 1]
+    assert [len(f["data"]) for f in both] == [3, 3, *[1] * 6]
     empty = page(read(made(tmp_path / "empty")), 1e9)
     assert not figures_of(empty)
     assert "Nothing has been reported yet" in empty
@@ -109,11 +111,14 @@ def test_a_chart_that_no_run_has_rows_for_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.floors
 def test_plotly_knows_every_property_of_a_chart(tmp_path: Path) -> None:
-    shown = read(made(tmp_path / "r", NEWER_ROWS))
-    for chart in CHARTS:
-        drawn = figure(chart, shown, ["r"], ["#000000"])
-        assert drawn
-        go.Figure(data=drawn["data"], layout=drawn["layout"])  # raises ValueError
+    [(_, rows)] = read(made(tmp_path / "r", NEWER_ROWS))
+    drawn = [figure(chart, [curves_of(rows)], ["r"], ["#000000"]) for chart in CHARTS]
+    columns: dict[str, list[Any]] = {"lr": [0.1, 0.2, None], "what": ["a", None, "b"]}
+    columns["best"] = [1, 1, 1]
+    drawn.append(parallel(columns, list("rst"), ["#000000"] * 3))
+    for one in drawn:
+        assert one
+        go.Figure(data=one["data"], layout=one["layout"])  # raises ValueError
 
 
 def test_what_differs_is_shown_apart_from_what_is_the_same(tmp_path: Path) -> None:
@@ -175,9 +180,9 @@ def test_a_browser_draws_the_curves_and_asks_for_nothing(tmp_path: Path) -> None
     drawn, asked = dom(target, tmp_path)
     tags = Tags(drawn)
     # Two runs: curves of training and testing in two charts, of training alone in the others.
-    assert tags.count("g", "trace scatter") == 2 * (2 + 2) + 3 * 2
+    assert tags.count("g", "trace scatter") == 2 * (2 + 2) + 6 * 2
     curves = [a["d"] or "" for _, a in tags.found if a.get("class") == "js-line"]
-    assert len(curves) == 14
+    assert len(curves) == 20
     assert all(re.match(r"M[\d.]+,[\d.]+L", curve) for curve in curves)
     assert "90.00%" in drawn
     assert not [a for _, a in tags.found if {"src", "href", "xlink:href"} & set(a)]
@@ -199,7 +204,7 @@ def test_a_browser_runs_nothing_that_comes_from_a_run(tmp_path: Path) -> None:
     drawn, asked = dom(target, tmp_path)
     tags = Tags(drawn)
     assert tags.count("g", "trace scatter") == 4
-    assert (tags.count("script"), tags.count("img")) == (3, 0)
+    assert (tags.count("script"), tags.count("img")) == (4, 0)
     title = re.search(r"<title>(.*?)</title>", drawn)
     assert title
     assert title[1].startswith("&lt;/script&gt;")
@@ -233,3 +238,105 @@ def test_a_mistake_is_one_error_with_a_hint(tmp_path: Path, case: str) -> None:
     assert done.stderr.count("error: ") == 1
     assert done.stderr.count("hint: ") == (case != "torn")
     assert not done.stdout
+
+
+# Does what a hand would do; says in the title what it led to.
+BY_HAND = """
+const input = (id, value) => {
+  one(id)[typeof value === "boolean" ? "checked" : "value"] = value;
+  one(id).dispatchEvent(new Event("input"));
+};
+const order = (selector) => every(selector).map((row) => row.dataset.row).join("");
+const trace = (at) => charts[0].data[at];
+const said = {};
+input("against", "samples");
+said.samples = [...trace(0).x];
+input("against", "seconds");
+said.seconds = [...trace(0).x];
+input("smooth", 0.5);
+said.smooth = [...trace(0).y];
+input("smooth", 0);
+said.plain = [...trace(0).y];
+input("log", true);
+said.log = charts.map((chart) => chart.layout.yaxis.type || "linear");
+input("colour", "learning_rate");
+said.colours = [0, 2, 4].map((at) => trace(at).line.color);
+const head = every("table.runs thead th").find((one) => one.textContent === "learning_rate");
+const other = every("table.runs thead th").find((one) => one.textContent === "Train loss");
+if (head) head.click();
+said.ascending = [order("table.runs tbody tr"), order("li[data-row]")];
+other.click();
+other.click();
+said.descending = [order("table.runs tbody tr"), order("li[data-row]")];
+show(1, false);
+const gone = (chart) => chart.data.filter((one) => one.visible === false);
+said.visible = charts.map((chart) => gone(chart).map((one) => one.meta));
+point(0);
+said.lit = [charts[0].data.map((one) => one.opacity), every(".lit").length];
+point(null);
+said.dark = [trace(0).opacity, every(".lit").length];
+document.title = JSON.stringify(said);
+"""
+
+
+@pytest.mark.slow
+def test_what_a_hand_does_to_the_page_is_done_to_all_charts(tmp_path: Path) -> None:
+    timed = [one | {"samples": 10, "time": 1e9 + 2 * at} for at, one in enumerate(ROWS)]
+    rates = [0.1, 0.2, 0.4, 1, 2, 3, 4, 10]
+    runs = [
+        made(
+            tmp_path / f"r{at}",
+            [one | {"loss": one["loss"] + at} for one in timed],
+            hyperparameters={"learning_rate": rate},
+        )
+        for at, rate in enumerate(reversed(rates))
+    ]
+    target = tmp_path / "page.html"
+    assert reported(*(run.path for run in runs), "--output", target).exit_code == 0
+    text = re.sub('script-src[^"]*', "script-src 'unsafe-inline'", target.read_text())
+    target.write_text(text.replace("</body>", f"<script>{BY_HAND}</script></body>"))
+    title = re.search(r"<title>(.*?)</title>", dom(target, tmp_path)[0])
+    assert title
+    said = json.loads(title[1].replace("&lt;", "<"))
+    # The run with the smallest rate, which was given last, comes first.
+    assert said["samples"] == [10, 20, 30]
+    assert said["seconds"] == [0, 4, 8]
+    losses = said["plain"]
+    assert losses == [9, 8, 7.25]
+    assert said["smooth"] == pytest.approx([9, (9 + 2 * 8) / 3, (9 + 2 * 8 + 4 * 7.25) / 7])
+    assert said["log"] == ["log", "log", "linear"]  # not what differs
+    assert len(set(said["colours"])) == 3
+    assert said["ascending"] == ["01234567"] * 2
+    assert said["descending"] == ["01234567"] * 2  # the smallest rate has the largest loss
+    assert said["visible"] == [[1, 1], [1, 1], [1]]
+    opacities, rows = said["lit"]
+    assert opacities == [1, 1, *[0.12] * 14]
+    assert rows == 2  # in the table and in the legend
+    assert said["dark"] == [0.5, 0]
+
+
+def test_many_runs_are_in_the_order_of_what_they_differ_in(tmp_path: Path) -> None:
+    rates = ["1e-2", 0.1, 9, 10, 11, 100, 200, 1000]
+    runs = [
+        made(tmp_path / str(at), ROWS, hyperparameters={"learning_rate": rate, "seed": 3})
+        for at, rate in enumerate(sorted(rates, key=str))
+    ]
+    text = page(read(*runs), 1e9)
+    shown = re.findall(r'<li data-row="\d+">.*?learning_rate (\S+?)</label>', text)
+    assert shown == [str(rate) for rate in rates]
+    assert "<th>seed</th>" in text
+    assert "<th>learning_rate</th>" in text.partition("<h2>Results</h2>")[2].partition("<tbody>")[0]
+    few = [made(tmp_path / name, ROWS) for name in ("r10", "r2")]
+    assert [run.path.name for run, _ in in_order(read(*few))] == ["r10", "r2"]
+
+
+def test_what_differs_is_drawn_for_three_runs_or_more(tmp_path: Path) -> None:
+    runs = [
+        made(tmp_path / str(at), ROWS, hyperparameters={"learning_rate": at / 10, "what": what})
+        for at, what in enumerate("aab")
+    ]
+    last = figures_of(page(read(*runs), 1e9))[-1]
+    assert last["title"] == "What differs, and what came of it"
+    assert [trace["y"] for trace in last["data"]] == [[0, 0, 0], [0.5, 0, 0], [1, 1, 0]]
+    assert last["layout"]["xaxis"]["ticktext"] == ["learning_rate", "what", "best accuracy"]
+    assert "What differs" not in page(read(*runs[:2]), 1e9)

@@ -1,0 +1,223 @@
+"""The charts of a page about runs, as plotly draws them: curves, and parallel coordinates."""
+
+import html
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.run.listing import RunSummary, number, word
+from launcher.run.rows import FIELDS
+
+Rows = Sequence[Mapping[str, Any]]
+Points = list[tuple[Any, ...]]  # step, value, and samples and seconds so far, None: not known
+Curves = Mapping[tuple[str, str], Points]  # by split and field
+
+_MOST_POINTS = 2000  # of one curve: more than a chart has pixels
+_LEAST_POINTS = 300  # of one curve, of however many: the page stays small
+_ALL_POINTS = 16_000  # of one field, of all runs
+_CLEAR = "rgba(0,0,0,0)"
+_LINES = {"zeroline": False, "ticks": "outside", "ticklen": 4, "automargin": True}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One field of metrics.jsonl against the step."""
+
+    field: str
+    title: str
+    form: str  # of a value, in d3's language
+    axis: Mapping[str, Any]
+
+
+CHARTS = (
+    Chart("loss", "Loss", ".4g", {}),
+    Chart("accuracy", "Accuracy", ".2%", {"tickformat": ".0%"}),
+    Chart("learning_rate", "Learning rate", ".4g", {"rangemode": "tozero"}),
+    Chart("samples_per_second", "Throughput, samples/s", ",.0f", {"rangemode": "tozero"}),
+    Chart("gradient_norm", "Gradient norm", ".4g", {"rangemode": "tozero"}),
+    Chart("step_time", "Seconds a step", ".4g", {"rangemode": "tozero"}),
+    Chart(
+        "data_wait",
+        "Share of time waiting for data",
+        ".1%",
+        {"tickformat": ".0%", "rangemode": "tozero"},
+    ),
+    Chart("gpu_memory", "GPU memory, bytes", ".4s", {"rangemode": "tozero"}),
+)
+_SHOWN = [chart.field for chart in CHARTS]
+
+
+def curves_of(rows: Rows) -> Curves:
+    """Return the points of all curves of a run, in one pass: there may be a million rows."""
+    curves: dict[tuple[str, str], Points] = defaultdict(list)
+    fields: dict[tuple[str, ...], list[str]] = {}  # by the names of a row: most rows have the same
+    samples, began = 0.0, None
+    for row in rows:
+        split, step, at = row.get("split"), number(row.get("step")), number(row.get("time"))
+        if step is None or split not in ("train", "test"):
+            continue
+        if split == "train":
+            samples += number(row.get("samples")) or 0.0
+        began = at if began is None else began
+        seconds = None if at is None or began is None else round(at - began, 1)
+        names = tuple(row)
+        if names not in fields:
+            fields[names] = [name for name in names if name in _SHOWN or name not in FIELDS]
+        for name in fields[names]:
+            if (value := number(row[name])) is not None:
+                curves[split, name].append((step, value, samples or None, seconds))
+    return curves
+
+
+def charts_of(curves: Sequence[Curves]) -> list[Chart]:
+    """Return all charts: a recipe's own metrics come behind loss and accuracy."""
+    own = dict.fromkeys(name for one in curves for _, name in one if name not in _SHOWN)
+    return [*CHARTS[:2], *(Chart(name, word(name), ".4g", {}) for name in own), *CHARTS[2:]]
+
+
+def figure(
+    chart: Chart, curves: Sequence[Curves], names: Sequence[str], colours: Sequence[str]
+) -> dict[str, Any] | None:
+    """Return a chart as plotly draws it, None where no run has its field.
+
+    `along` has what else may be its x, for each curve: samples and seconds.
+    """
+    most = min(_MOST_POINTS, max(_LEAST_POINTS, _ALL_POINTS // len(curves)))
+    traces, along, all_of_them = [], [], True
+    for index, (mine, name, colour) in enumerate(zip(curves, names, colours, strict=True)):
+        for split in ("train", "test"):
+            every = mine.get((split, chart.field), [])
+            points = thinned(every, most)
+            all_of_them &= len(points) == len(every)
+            label = f"{name}, {split}" if len(curves) > 1 else split
+            if points:
+                traces.append(
+                    _trace(points, chart, split=split, name=label, colour=colour, run=index)
+                )
+                _, _, samples, seconds = map(list, zip(*points, strict=True))
+                along.append({"samples": samples, "seconds": seconds})
+    if not traces:
+        return None
+    wide = len(traces) > len({trace["meta"] for trace in traces})  # some run has both splits
+    for trace in traces:
+        trace["opacity"] = 0.5 if wide and trace["line"]["width"] < 2 else 1
+    layout = _layout(chart, many=len(curves) > 3)
+    told = {"title": chart.title, "wide": wide, "along": along, "thinned": not all_of_them}
+    return told | {"data": traces, "layout": layout}
+
+
+def thinned(points: Points, most: int = _MOST_POINTS) -> Points:
+    """Return at most about so many points: the lowest and the highest of each stretch."""
+    if len(points) <= most:
+        return points
+    stretch = -(-2 * len(points) // most)
+    kept: Points = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        kept += sorted(ends, key=lambda p: p[0])
+    return kept
+
+
+def _trace(
+    points: Points, chart: Chart, *, split: str, name: str, colour: str, run: int
+) -> dict[str, Any]:
+    """Return one curve: training thin and pale, testing strong, with dots where they fit."""
+    train = split == "train"
+    dots = len(points) == 1 or (not train and len(points) <= 60)
+    return {
+        "x": [point[0] for point in points],
+        "y": [point[1] for point in points],
+        "name": html.escape(name),
+        "mode": "lines+markers" if dots else "lines",
+        "line": {"color": colour, "width": 1.2 if train else 2.2},
+        "marker": {"color": colour, "size": 5},
+        "hovertemplate": f"%{{y:{chart.form}}}",
+        "meta": run,
+    }
+
+
+def _layout(chart: Chart, *, many: bool) -> dict[str, Any]:
+    step = {"text": "step", "standoff": 8}
+    return {
+        "height": 300,
+        "margin": {"l": 50, "r": 12, "t": 8, "b": 44},
+        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "paper_bgcolor": _CLEAR,
+        "plot_bgcolor": _CLEAR,
+        "showlegend": False,
+        "hovermode": "closest" if many else "x unified",  # a list of many would hide the chart
+        "xaxis": {"title": step, "showgrid": False, "rangemode": "tozero", **_LINES},
+        "yaxis": {**_LINES, **chart.axis},
+    }
+
+
+def parallel(
+    columns: Mapping[str, Sequence[Any]], names: Sequence[str], colours: Sequence[str]
+) -> dict[str, Any]:
+    """Return a line for each run across what runs differ in and what came of it.
+
+    `columns` has for each axis the value of each run; numbers stand at their place between the
+    least and the largest, words in their order.
+    """
+    axes = [_axis(values) for values in columns.values()]
+    traces = [
+        {
+            "x": list(range(len(axes))),
+            "y": [places[run] for places, _ in axes],
+            "text": [html.escape(f"{k} {word(v[run])}") for k, v in columns.items()],
+            "name": html.escape(name),
+            "mode": "lines+markers",
+            "line": {"color": colour, "width": 1.6},
+            "marker": {"color": colour, "size": 5},
+            "hovertemplate": "%{text}",
+            "meta": run,
+            "opacity": 1,
+        }
+        for run, (name, colour) in enumerate(zip(names, colours, strict=True))
+    ]
+    said = [
+        {"x": at, "y": y, "text": html.escape(text), "showarrow": False, "xshift": 4}
+        | {"xanchor": "left", "font": {"size": 10}}
+        for at, (_, ticks) in enumerate(axes)
+        for y, text in ticks
+    ]
+    layout = _layout(CHARTS[0], many=True) | {"annotations": said}
+    layout["xaxis"] = {
+        **_LINES,
+        "showgrid": True,
+        "tickvals": list(range(len(axes))),
+        "ticktext": [html.escape(word(name)) for name in columns],
+        "range": [-0.1, len(axes) - 0.6],
+    }
+    layout["yaxis"] = {"visible": False, "range": [-0.08, 1.08]}
+    title = "What differs, and what came of it"
+    told = {"title": title, "wide": True, "along": None, "thinned": False}
+    return told | {"data": traces, "layout": layout}
+
+
+def _axis(values: Sequence[Any]) -> tuple[list[float | None], list[tuple[float, str]]]:
+    """Return the place of each value between 0 and 1, and what is written at some places."""
+    numbers = [number(value) for value in values]
+    known = sorted({one for one in numbers if one is not None})
+    if known and len([v for v in values if v is not None]) == len(
+        [one for one in numbers if one is not None]
+    ):
+        least, width = known[0], (known[-1] - known[0]) or 1.0
+        places = [None if one is None else (one - least) / width for one in numbers]
+        ends = known if len(known) < 2 else [known[0], known[-1]]
+        return places, [((one - least) / width, f"{one:.4g}") for one in ends]
+    words = sorted({word(value) for value in values})
+    place = {one: at / max(len(words) - 1, 1) for at, one in enumerate(words)}
+    return [place[word(value)] for value in values], [(y, one) for one, y in place.items()]
+
+
+def outcome(runs: Sequence[RunSummary]) -> tuple[str, list[float | None]]:
+    """Return what runs are best compared by: its name, and its value in each run's best test."""
+    named = next((name for run in runs for name in run.best_metric), None)
+    if named:
+        return f"best {word(named)}", [run.best_metric.get(named) for run in runs]
+    if any(run.best_test_accuracy is not None for run in runs):
+        return "best accuracy", [run.best_test_accuracy for run in runs]
+    return "best test loss", [run.best_test_loss for run in runs]
