@@ -12,24 +12,31 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from launcher.data.sampler import ShardSampler
 from launcher.launch.launch import Nodes, command, environment
 from launcher.launch.supervise import HangWatch
 from launcher.launch.verdict import verdict
+from launcher.model.pieces import own
 from launcher.ranks.metrics import Sums
 from launcher.recipe.base import StepSums
 from launcher.run.directory import RunDir
 from launcher.run.mark import Marker
 from launcher.run.record import Record
+from launcher.sharding.building import _wrap
+from launcher.sharding.moving import scattered
 
 WORLDS = (1, 8, 64, 256, 1024)
 NODE = 8  # processes of a machine
 SAMPLES = 10**9
+WIDTH = 512  # of a layer of the model in pieces
 
 
 def ms(do: Callable[[], object], times: int = 5) -> float:
@@ -81,6 +88,50 @@ def report(world: int) -> float:
         dist.destroy_process_group()
 
 
+class Blocks(nn.Module):
+    """A small model, cut as a large one is: block by block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()) for _ in range(8)
+        )
+        self.head = nn.Linear(WIDTH, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (batch, 8) of (batch, WIDTH)."""
+        for block in self.blocks:
+            x = block(x)
+        return cast("torch.Tensor", self.head(x))
+
+
+def pieces(world: int) -> tuple[float, float, float]:
+    """Train a model in pieces as rank 0: ms of a step, ms to cut a tensor of 1 MB, MB it holds."""
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        context: Any = SimpleNamespace(device=torch.device("cpu"), world_size=world, rank=0)
+        recipe: Any = SimpleNamespace(mixed_precision="no")
+        with torch.device("meta"):
+            model = Blocks()
+        _wrap(model, {str(at): block for at, block in enumerate(model.blocks)}, recipe, context)
+        model.to_empty(device="cpu")
+        optimizer = torch.optim.AdamW(model.parameters())
+        batch, whole = torch.zeros(4, WIDTH), torch.zeros(WIDTH, WIDTH)
+
+        def step() -> None:
+            model(batch).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        step()
+        weight = next(iter(model.parameters()))
+        states = [t for s in optimizer.state.values() for t in s.values() if t.dim()]
+        held = sum(own(tensor).nbytes for tensor in (*model.parameters(), *states))
+        return ms(step), ms(lambda: scattered(whole, weight, context)), held / 1e6
+    finally:
+        dist.destroy_process_group()
+
+
 def node(world: int, folder: Path) -> tuple[float, float]:
     """Plan a machine's processes and look at how they get on, once."""
     run = RunDir(folder / f"node-{world}")
@@ -112,16 +163,22 @@ def ending(world: int, folder: Path) -> float:
 
 def main() -> None:
     rows: dict[str, list[float]] = {}
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # what nobody has sent is whatever memory holds
     with tempfile.TemporaryDirectory() as folder:
         for world in WORLDS:
             first, step = sampler(world)
             plan, look = node(world, Path(folder))
+            step_in_pieces, handed_out, held = pieces(world)
             found = {
                 "sampler: to the middle of 10^9 samples": first,
                 "sampler: a step": step,
                 "metrics: 100 steps and their report": report(world),
                 "launch: plan a machine": plan,
                 "launch: look for a hang": look,
+                "shard: a step of eight blocks": step_in_pieces,
+                "shard: cut a tensor of 1 MB": handed_out,
+                "shard: MB of weights and AdamW a rank": held,
                 "end: read all ranks' records": ending(world, Path(folder)),
             }
             for what, took in found.items():
