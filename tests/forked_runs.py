@@ -1,21 +1,17 @@
 """Train cases in processes forked from a warm one, killing some (see training.forked_runs)."""
 
-import gc
 import json
 import os
 import signal
 import sys
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from many_runs import RECIPES
+from many_runs import RECIPES, forked
 
-from launcher.node.forks import Fork
-from launcher.processes import STORE
 from launcher.ranks.context import Context
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, load
@@ -27,17 +23,9 @@ from launcher.train.worker import work
 
 
 def main(cases: Path, folder: Path) -> None:
-    import_module("torch._dynamo")  # once, and not in each process
-    gc.freeze()
     for number, case in enumerate(json.loads(cases.read_text())):
         world, kill_at = case.pop("processes"), case.pop("kill_at", None)
-        forks = [Fork(partial(train, case, folder, kill_at)) for _ in range(world)]
-        place = {STORE: str(folder / f"store-{number}"), "WORLD_SIZE": str(world)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_WORLD_SIZE": str(world)}
-        for rank, fork in enumerate(forks):
-            where = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            fork.begin({**os.environ, **place, **where}, {})
-        codes = {fork.wait(240) for fork in forks}
+        codes = forked(partial(train, case, folder, kill_at), world, folder / f"store-{number}")
         assert codes == {-signal.SIGKILL if kill_at else 0}, (case, codes)
         run = RunDir(folder / case["name"])
         assert run.result.exists() == (kill_at is None)

@@ -5,10 +5,13 @@ import json
 import os
 import signal
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.errors import Stopped
+from launcher.node.forks import Fork
+from launcher.processes import STORE
 from launcher.ranks.context import Context
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, load
@@ -35,7 +40,8 @@ class KnowsItsDevice(DistributedDataParallel):
         self.device_ids, self.device_type = [0], "cpu"  # a constructor that asks for it refuses
 
 
-def main(cases: Path, folder: Path, *, cpu: bool) -> None:
+def main(cases: Path, folder: Path, *, cpu: bool) -> int:
+    """Train all cases in this process, as one of a world; returns the exit code."""
     if cpu:
         torch.nn.parallel.DistributedDataParallel = KnowsItsDevice  # type: ignore[misc]
     context = Context(cpu=cpu)
@@ -53,6 +59,34 @@ def main(cases: Path, folder: Path, *, cpu: bool) -> None:
                 work(stopped_in(recipe, stop), run, context, file.source)
             assert context.rank > 0 or run.result.exists() == (stop is None)
     context.close()
+    return 0
+
+
+def forked(work: Callable[[], int], world: int, store: Path, timeout_s: float = 1200) -> set[int]:
+    """Do the same in processes that are forked from this one; returns their exit codes.
+
+    As the agent does: what they import is imported once. Where one fails the others are ended, for
+    they may wait for it.
+    """
+    import_module("torch._dynamo")
+    gc.collect()
+    gc.freeze()
+    forks = [Fork(work) for _ in range(world)]
+    place = {STORE: str(store), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for rank, fork in enumerate(forks):
+        where = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        fork.begin({**os.environ, **place, **where}, {})
+    deadline = time.monotonic() + timeout_s
+    while None in (codes := {fork.poll() for fork in forks}):
+        if codes - {None, 0}:
+            deadline = min(deadline, time.monotonic() + 1)  # one that has failed, too, says why
+        if time.monotonic() > deadline:
+            for fork in forks:
+                if fork.poll() is None:
+                    os.kill(fork.pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return {code for code in codes if code is not None}
 
 
 def stopped_in(recipe: Recipe, call: list[Any] | None) -> Recipe:
@@ -72,4 +106,10 @@ def stopped_in(recipe: Recipe, call: list[Any] | None) -> Recipe:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), cpu=sys.argv[3] == "cpu")
+    listed, place, device, processes = sys.argv[1:]
+    train = partial(main, Path(listed), Path(place), cpu=device == "cpu")
+    if int(processes):
+        for recipe in {case["recipe"] for case in json.loads(Path(listed).read_text())}:
+            load(find(str(RECIPES / f"{recipe}.py")))  # so that what it imports is here for all
+        sys.exit(max(map(abs, forked(train, int(processes), Path(place, "store")))))
+    sys.exit(train())

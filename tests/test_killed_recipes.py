@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from training import CLOCKED, Run, forked_runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 SAVES = {"checkpoint_every": 2, "log_every": 3}
 STREAM = {"recipe": "streamed", "dtype": "float64", "dropout": 0.0, **SAVES}
 # A recipe, and the training pass in which all its processes are killed: not at a checkpoint.

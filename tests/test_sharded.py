@@ -15,7 +15,7 @@ from training import RECIPES, Run, launcher, many_runs, started, wait_for
 
 from launcher.run import mark
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 
 # What each is about stands in its name; 13 samples a step of 50, over 1, 2 and 3 processes.
 MLP = {"kind": "mlp", "clip_norm": 0.5, "ema_decay": 0.9, "epochs": 4}

@@ -61,7 +61,7 @@ LEARNED = {  # the least that each reaches in its few steps, by a metric of its 
     "fold 0": ("accuracy", 0.5),
     "predictions": ("auroc", 0.6),
 }
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.warm, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")

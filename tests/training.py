@@ -96,16 +96,16 @@ def many_runs(
     A case has a `name`, which becomes its run directory, a `recipe`, and hyperparameters; one whose
     directory is there goes on. `stops` are passes, like ["test", 2], in which it is stopped, to be
     gone on with. `in_ddp` makes a group, and so DDP, of one process, too; without `cpu` they train
-    on a GPU.
+    on a GPU, and torchrun starts them; on a CPU they are forked.
     """
     listed = folder / "cases.json"
     listed.write_text(json.dumps(list(cases)))
     script = [str(PROJECT / "tests" / "many_runs.py"), str(listed), str(folder)]
-    start = [sys.executable]
-    if world_size > 1 or in_ddp:
+    start, several = [sys.executable], world_size > 1 or in_ddp
+    if several and not cpu:
         port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
         start += ["-m", "torch.distributed.run", *port, f"--nproc-per-node={world_size}"]
-    script += ["cpu" if cpu else "cuda"]
+    script += ["cpu" if cpu else "cuda", str(world_size if several and cpu else 0)]
     env = {"OMP_NUM_THREADS": "1", **(env or {})}
     done = command(*start, *script, cwd=folder, timeout_s=timeout_s, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]

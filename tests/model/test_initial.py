@@ -14,6 +14,8 @@ from launcher.errors import BadInput, RecipeError
 from launcher.model.initial import start_from
 from launcher.run.weights import weights_of
 
+pytestmark = pytest.mark.warm
+
 CURVE = RECIPES / "curve.py"
 SHORT = {"recipe": "curve", "epochs": 1, "samples": 97, "test_samples": 23, "log_every": 1}
 STILL = {"learning_rate": 0.0}  # so that what a run ends with is what it began with

@@ -26,6 +26,8 @@ STATES = RECIPES / "states.py"
 sys.path.insert(0, str(RECIPES))
 from states import BUFFERS, EXTRAS, made  # noqa: E402  # a recipe is found by path
 
+pytestmark = pytest.mark.warm
+
 IN_ANOTHER_FILE = {"sparse", "complex128", "dict", "array"}
 KEPT = [*BUFFERS, "dict", "array", "tensor", "tied", "sliced"]
 
