@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from test_scripts import log_of, ran, result_of, written
-from training import family, launcher, started, survivors, wait_for
+from training import family, launcher, started, survivors, wait_for, wait_for_words
 
 from launcher.run.listing import summary
 
@@ -76,11 +76,24 @@ def test_a_second_request_ends_everything_at_once(tmp_path: Path) -> None:
     with started("run", "train.py", "--run-dir", "r", "--nproc=2", cwd=tmp_path) as process:
         wait_for(lambda: ready(tmp_path, 2))
         everybody = family(process)
-        for _ in range(2):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        wait_for_words(process, "again stops at once")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
     assert not survivors(everybody)
+
+
+def test_a_request_that_is_heard_twice_at_once_is_one(tmp_path: Path) -> None:
+    """As `timeout` has it, which tells the launcher, and then the group that it is in."""
+    written(tmp_path, WAITING.format(then="sys.exit(0)"))
+    with started("run", "train.py", "--run-dir", "r", cwd=tmp_path) as process:
+        wait_for(lambda: ready(tmp_path, 1))
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert errors.count("again stops at once") == 1
 
 
 CHILDREN = """

@@ -153,6 +153,15 @@ def wait_for(happened: Callable[[], bool], timeout_s: float = 60, every_s: float
         time.sleep(every_s)
 
 
+def wait_for_words(process: "subprocess.Popen[str]", words: str) -> None:
+    """Wait until a command says something on standard error; what came before is read."""
+    assert process.stderr
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"it ended and never said {words!r}")
+
+
 def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """All processes that descend from one."""
     return psutil.Process(process.pid).children(recursive=True)

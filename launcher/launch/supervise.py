@@ -16,6 +16,7 @@ from launcher.processes import children, kill_tree, on_stop_signals
 from launcher.run import mark
 
 _POLL_S = 0.05
+_TWICE_S = 0.1  # within which a request is heard twice: `timeout` tells a process, and its group
 _ASK_AGAIN_S = 1.0  # a worker that has just started does not hear yet
 _LOOK_S = 0.5  # between two looks at how far the ranks are
 _LOOK_AROUND_S = 5.0  # and at other machines
@@ -135,7 +136,7 @@ class Supervisor:
     ) -> None:
         self._patient, self._on_stop, self._asking = patient, on_stop, asking
         self.requests = 0  # to stop, by any signal
-        self._urgent = 0  # by those that somebody sends
+        self._urgent_at: float | None = None  # when first by a signal that somebody sends
         self.forced = False
         self.hang: str | None = None  # what hung
 
@@ -188,14 +189,15 @@ class Supervisor:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if number in (signal.SIGINT, signal.SIGTERM):
-            self.forced = self._urgent > 0 and not self._patient
-            self._urgent += 1
-        if not self.requests:
+            now = time.monotonic()
+            self._urgent_at = self._urgent_at or now
+            self.forced |= now - self._urgent_at > _TWICE_S and not self._patient
+        self.requests += 1
+        if self.requests == 1:
             again = "" if self._patient else "; Ctrl-C again stops at once"
             print(f"{self._asking}{again}", file=sys.stderr)
             if self._on_stop:  # now: SLURM may lose its patience
                 self._on_stop()
-        self.requests += 1
 
 
 def _tell_workers(guard: int, number: signal.Signals, *, is_agent: bool) -> None:

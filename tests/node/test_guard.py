@@ -9,7 +9,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training import RECIPES, clean_environment, command, launcher, started, wait_for
+from training import (
+    RECIPES,
+    clean_environment,
+    command,
+    launcher,
+    started,
+    wait_for,
+    wait_for_words,
+)
 
 from launcher.processes import PARENT
 
@@ -70,9 +78,10 @@ def test_no_child_of_a_recipe_outlives_a_run_that_is_killed(tmp_path: Path, vict
         elif victim == "agent":
             guard.children()[0].kill()
         else:
-            for _ in range(2):
-                process.send_signal(signal.SIGINT)
-                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            wait_for_words(process, "again stops at once")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         wait_for(lambda: not left(tmp_path / "pids") and not guard.is_running(), timeout_s=15)
 
