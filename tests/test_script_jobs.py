@@ -1,14 +1,16 @@
 """Scripts as jobs, on a real cluster of two nodes and on this machine: disturbed, they go on."""
 
 import json
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from slurm_cluster import Cluster, missing, slurm_cluster
-from submitted import Submitted, submit, verdicts
+from submitted import ENDS, Submitted, submit, verdicts
 from training import Run, launcher, started, wait_for
 
 import launcher as api
@@ -98,36 +100,45 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_plain_script_goes_on_after_a_time_limit_with_its_own_checkpoint(
+def test_a_plain_script_goes_on_after_a_time_limit_and_a_lost_node_with_its_own_checkpoint(
     cluster: Cluster, folder: Path
 ) -> None:
     words = ["--nodes=2", "--nproc=1", "--progress=ckpt", "--on-resume=--resume ckpt"]
-    job = submit(cluster, folder, "train.py", *words, "--sbatch=hold", after=["--steps", 40])
+    job = submit(cluster, folder, "train.py", *words, "--sbatch=hold", after=["--steps", 60])
     (folder / "helper.py").write_text("raise SystemExit('edited')")  # too late
     cluster.run("scontrol", "release", str(job.job))
     saved = job.path / "snapshot" / "ckpt" / "last.txt"
     wait_for(lambda: saved.exists() or job.state == "FAILED", timeout_s=120)
     cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
+    wait_for(lambda: job.log(1)[-1].startswith("rank 1 of 2, start 2"), timeout_s=120)
+    lose(cluster, "n2", job)
     assert job.wait() == "COMPLETED", job.said
-    assert verdicts(job) == ["timeout", "completed"]
+    assert verdicts(job) == ["timeout", "interrupted", "completed"]
     told = {name: job.result[name] for name in ("state", "exit_code", "starts", "world_size")}
-    assert told == {"state": "completed", "exit_code": 0, "starts": 2, "world_size": 2}
+    assert told == {"state": "completed", "exit_code": 0, "starts": 3, "world_size": 2}
     for rank in (0, 1):
-        first, second = [line for line in job.log(rank) if line.startswith("rank")]
+        first, *later = [line for line in job.log(rank) if line.startswith("rank")]
         assert first == f"rank {rank} of 2, start 1 from 0"
-        assert second.startswith(f"rank {rank} of 2, start 2 from ")
-        assert not second.endswith(" 0")
-        assert job.log(rank).count("asked") == 1  # SLURM's own warning kills nobody
-        assert job.log(rank)[-1] == "done 40"
+        assert [line.split()[5] for line in later] == ["2", "3"]
+        assert not any(line.endswith(" 0") for line in later)
+        assert job.log(rank).count("asked") >= 1  # SLURM's own warning kills nobody
+        assert job.log(rank)[-1] == "done 60"
     assert not any(cluster.processes(node) for node in cluster.nodes)
     check_commands(cluster, job)
+
+
+def lose(cluster: Cluster, node: str, job: Submitted) -> None:
+    """Take the power from a node, until SLURM has given it up."""
+    cluster.kill_node(node)
+    job.wait("PENDING", timeout_s=120)
+    cluster.start_node(node)
 
 
 def check_commands(cluster: Cluster, job: Submitted) -> None:
     """What there is for jobs knows one of a script."""
     status = launcher("status", job.path, "--json", cwd=job.path, env=cluster.env)
     [row] = json.loads(status.stdout)
-    assert (row["state"], row["starts"]) == ("completed", 2)
+    assert (row["state"], row["starts"]) == ("completed", 3)
     logs = launcher("logs", job.path, "--rank", 1, cwd=job.path, env=cluster.env)
     assert logs.stdout == log_of(job.path, 1).read_text()
     again = launcher("resubmit", job.path, cwd=job.path, env=cluster.env)
@@ -157,24 +168,52 @@ def test_scripts_of_the_tools_train_on_two_nodes(cluster: Cluster, folder: Path)
         assert all(said.format(rank=rank) in job.log(rank) for rank in range(2))
 
 
-def test_a_script_with_attach_that_is_preempted_ends_as_an_undisturbed_one(
+def test_a_script_with_attach_ends_as_an_undisturbed_one_whatever_befalls_its_nodes(
     cluster: Cluster, folder: Path
 ) -> None:
-    words = ["-m", "attached", "--nodes=2", "--nproc=1"]
-    job = submit(cluster, folder, *words, after=[40, 0.3])
-    wait_for(lambda: len(job.rows) > 7 or job.state == "FAILED", timeout_s=120)
-    preempt(cluster, folder)
+    job = submit(cluster, folder, "-m", "attached", "--nodes=2", "--nproc=1", after=[60, 0.3])
+    befalls: list[Callable[[], None]] = [
+        lambda: preempt(cluster, folder),
+        lambda: lose(cluster, "n2", job),
+        lambda: os.kill(agent_on(cluster, "n2"), signal.SIGKILL),
+    ]
+    for start, happens in enumerate(befalls, 1):
+        wait_for(partial(is_training, job, start), timeout_s=120)
+        happens()
     assert job.wait() == "COMPLETED", job.said
-    assert verdicts(job) == ["interrupted", "completed"]
-    assert [row["step"] for row in job.rows] == list(range(40))
+    assert verdicts(job) == ["interrupted", "interrupted", "failed", "completed"]
+    assert str(job.attempts[2].error).startswith("rank 1 on n2 failed first: killed by SIGKILL")
+    assert [row["step"] for row in job.rows] == list(range(60))
     assert job.result["state"] == "completed"
     alone = launcher(
         *("submit", "attached.py", "--local", "--nodes=2", "--nproc=1", "--no-checks"),
-        *("--run-dir", "whole", "--", 40, 0),
+        *("--run-dir", "whole", "--", 60, 0),
         cwd=folder,
     )
     assert alone.returncode == 0, alone.stderr
     assert losses(job) == losses(Run(folder / "whole"))
+    for run in (job.path, folder / "whole"):
+        assert not list((run / "checkpoints").glob(".*"))
+    last = "checkpoints/step-00000060/weights.pt"
+    assert (job.path / last).read_bytes() == (folder / "whole" / last).read_bytes()
+    assert not any(cluster.processes(node) for node in cluster.nodes)
+
+
+def is_training(job: Submitted, start: int) -> bool:
+    """Whether a start has saved a checkpoint of its own; fails where the job has ended."""
+    assert job.state not in ENDS, job.said
+    log = RunDir(job.path).log(0)
+    lines = log.read_text().splitlines() if log.exists() else []
+    begins = [at for at, line in enumerate(lines) if line.startswith("continuing from")]
+    return len(begins) == start - 1 and len(lines) > max(begins, default=0) + 7
+
+
+def agent_on(cluster: Cluster, node: str) -> int:
+    """The pid of what starts a script's processes on a node."""
+    words = " -m launcher.node.start programs "
+    found = {one.pid for one in cluster.processes(node) if words in one.command}
+    [agent] = [pid for pid in found if psutil.Process(pid).ppid() in found]
+    return agent
 
 
 def losses(run: Run) -> list[float]:

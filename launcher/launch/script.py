@@ -204,6 +204,8 @@ def _attempt(
         echo.close()
     because = asked(run, supervisor.hang, stop=supervisor.requests > 0)
     error = verdict(run, job.ranks, [node_rank], code, because)
+    if because is None and code < 0 and not run.exits(node_rank).exists():
+        Ends.killed(run, job.ranks, code).write(run, node_rank)
     if error and supervisor.forced:
         hint = f"launcher resume {shown(run.path)}"
         return Interrupted("ended at once, on a second request", hint=hint)

@@ -1,5 +1,7 @@
 """How the processes of a script ended: written by a machine's agent, read by the launcher."""
 
+import socket
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,6 +37,18 @@ class Ends:
         ends = [End(**end) for one in told for end in _listed(one)]
         asked = any(one.get("asked") for one in told)
         return cls(sorted(ends, key=lambda end: end.time), asked)
+
+    @classmethod
+    def killed(cls, run: RunDir, ranks: Iterable[int], code: int) -> "Ends":
+        """Return how processes ended whose agent was killed, and they with it, just now.
+
+        It could not tell; and machines that are asked to stop because of it must not be believed
+        to have been asked first.
+        """
+        here, now = socket.gethostname(), time.time()
+        logs = {rank: run.log(rank) for rank in ranks}
+        said = {rank: log.stat().st_size for rank, log in logs.items() if log.exists()}
+        return cls([End(rank, code, now, here, said.get(rank, 0), True) for rank in logs], False)
 
     def write(self, run: RunDir, node_rank: int) -> None:
         """Write it down for a machine."""
