@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from test_scripts import log_of
+from test_scripts import log_of, result_of
 from training import launcher, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -29,6 +29,18 @@ def test_a_tool_finds_its_world_as_under_torchrun(name: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert said.format(rank=rank) in log_of(tmp_path / "r", rank)
+
+
+@pytest.mark.parametrize("name", ["by_trainer.py", "by_lightning.py"])
+def test_a_tool_s_script_is_a_job_on_this_machine(name: str, tmp_path: Path) -> None:
+    words, said = TOOLS[name]
+    words = words if name == "by_trainer.py" else ["1"]
+    options = ["--local", "--nproc=1", "--no-checks", "--run-dir", "r", "--", *words]
+    done = launcher("submit", PROGRAMS / name, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = said.replace("world 2", "world 1").replace("step 8", "step 16")
+    assert said.format(rank=0) in log_of(tmp_path / "r")
+    assert result_of(tmp_path / "r")["state"] == "completed"
 
 
 def test_lightning_alone_leaves_the_queue_to_the_launcher(tmp_path: Path) -> None:

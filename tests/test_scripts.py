@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import clean_environment, launcher
+from training import clean_environment, command, launcher
 
 from launcher.run.listing import summary
 
@@ -70,6 +70,43 @@ def test_a_script_sees_what_it_sees_under_python(way: list[str], tmp_path: Path)
     assert told["kind"] == "script"
     assert told["script"]["args"] == words
     assert result_of(tmp_path / "r")["state"] == "completed"
+
+
+FIRST_LINES = """
+import os
+os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"] = "3", "7"
+import argparse, json, torch
+from . import near
+from .below.deep import NAME
+parser = argparse.ArgumentParser()
+parser.add_argument("folder")
+parser.add_argument("files", nargs="*")
+for number in range(30):
+    parser.add_argument(f"--option-{number}", f"-{chr(65 + number % 26)}{number}", default=number)
+parser.add_argument("--shift", type=float)
+parser.add_argument("--sizes", type=int, nargs="+")
+parser.add_argument("--config", type=json.loads)
+parser.add_argument("--nproc", action="store_true")
+parser.add_argument("--run-dir", choices=["", "x"])
+cuda = os.environ["CUDA_VISIBLE_DEVICES"]
+print(torch.get_num_threads(), cuda, near.NAME, NAME, __package__, parser.parse_known_args())
+"""
+
+
+def test_a_module_is_heard_in_its_first_lines_and_has_its_options_as_they_are(
+    tmp_path: Path,
+) -> None:
+    written(tmp_path, FIRST_LINES, "pkg/train.py")
+    written(tmp_path, "from .below import deep\nNAME = deep.NAME + ' near'\n", "pkg/near.py")
+    written(tmp_path, "NAME = __name__\n", "pkg/below/deep.py")
+    words = ["a folder", "--shift=-1e-3", "--sizes", "3", "5", "--config", '{"a": [1, "ü $HOME"]}']
+    words += ["--nproc", "--run-dir", "", "--option-7", "-", "--", "--lr", "x=3", "", "*"]
+    alone = command(sys.executable, "-m", "pkg.train", *words, cwd=tmp_path)
+    assert " 7 pkg.below.deep near pkg.below.deep pkg (Namesp" in alone.stdout, alone.stderr
+    options = ["-m", "pkg.train", "--nproc", "2", "--run-dir", "r"]
+    done = launcher("run", *options, "--", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == log_of(tmp_path / "r", 1) == alone.stdout
 
 
 PLACE = """
