@@ -11,6 +11,9 @@ from slurm_cluster import Cluster, missing, slurm_cluster
 from submitted import Submitted, check_same, in_mid_epoch, submit, two_nodes, verdicts
 from training import RECIPES, Run, launcher, wait_for
 
+from launcher.run.directory import RunDir
+from launcher.times import notes
+
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
 
 
@@ -34,6 +37,21 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> R
     return job
 
 
+def check_times(job: Submitted) -> None:
+    """Every second since it was submitted has a name, and nobody had to guess one."""
+    done = launcher("status", job.path, "--json", cwd=job.path, env=job.cluster.env)
+    [told] = json.loads(done.stdout)
+    by_name = told["times"]
+    assert by_name.keys() - {"lost"} == {
+        *("queued", "starting", "training", "testing", "saving", "ending")
+    }
+    lines = notes.read(RunDir(job.path))
+    submitted = next(line["queued"] for line in lines if line["event"] == "job")
+    assert lines[-1]["event"] == "job end"
+    assert sum(by_name.values()) == pytest.approx(lines[-1]["time"] - submitted, abs=0.1)
+    wait_for(lambda: "time of 2 starts, " in job.said.splitlines()[-1])
+
+
 def test_a_controller_that_is_away_when_a_job_wants_to_go_on_is_waited_for(
     cluster: Cluster, tmp_path: Path, undisturbed: Run
 ) -> None:
@@ -49,6 +67,7 @@ def test_a_controller_that_is_away_when_a_job_wants_to_go_on_is_waited_for(
     assert job.wait() == "COMPLETED", job.said
     assert verdicts(job) == ["timeout", "completed"]
     check_same(job, undisturbed)
+    check_times(job)
 
 
 def test_a_run_without_progress_is_given_up_with_a_code_of_its_own(

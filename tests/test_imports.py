@@ -35,6 +35,7 @@ WINGS = [
     "data",
     "model",
     "script",
+    "times",
     "run",
     "recipe",
 ]

@@ -141,6 +141,7 @@ class Attached:
         """
         self._course.mark()
         self._course.marker.tick()
+        self._course.marker.trains()
         self._asked += 1
         stopping = self._course.asked(self._asked)
         if stopping:
@@ -157,6 +158,7 @@ class Attached:
         if step is not None:
             self._course.made(whole(step, "the step of run.tick", 0))
         self._course.marker.step(max(self._course.done, 1))
+        self._course.marker.trains()
 
 
 class _Here:

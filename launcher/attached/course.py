@@ -80,7 +80,9 @@ class Course:
                     print(f"continuing from step {found.step}", flush=True)
             if found and load:
                 load(found.path)
-        self.made(found.step if found else 0)
+        self.done = found.step if found else 0
+        self.marker.step(self.done)
+        self.marker.goes_on_from(self.done)
         self.ending.in_loop = True
         return self.done
 
@@ -113,13 +115,17 @@ class Course:
     @contextmanager
     def saving(self, step: int) -> Iterator[Path]:
         """Give a folder that becomes the checkpoint after `step` steps; collective."""
-        with self._saver.saving(step, self._rows_at(step), self.marker) as folder:
+        saver = self._saver.saving(step, self._rows_at(step), self.marker)
+        with self.marker.spending("saving"), saver as folder:
+            self.marker.saves(step)
             yield folder
         self._looked, self._checkpoint = True, self._saver.place_of(step)
 
     def save(self, save: Function, step: int, *, last: bool) -> bool:
         """Save by the script's function; returns whether it could be; collective."""
-        path = self._saver.save(save, step, self._rows_at(step), self.marker, last=last)
+        with self.marker.spending("saving"):
+            self.marker.saves(step)
+            path = self._saver.save(save, step, self._rows_at(step), self.marker, last=last)
         if path:
             self._looked, self._checkpoint = True, path
         return path is not None
@@ -152,12 +158,14 @@ class Course:
         """Note how many steps are done."""
         self.done = step
         self.marker.step(step)
+        self.marker.trains()
 
     def stop(self, *, saves: bool) -> NoReturn:
         """Leave after a request to stop."""
         why = f"stopped on request after {self.done} steps"
         if self.place.rank == 0:
             print(why if saves else f"{why}; attach() has no `save`: nothing is saved", flush=True)
+        self.marker.ends()
         self.ending.stop(why)
 
     def complete(self) -> None:
@@ -167,6 +175,7 @@ class Course:
         """
         self.agreement.any("leave", self.done, mine=False)
         self.ending.complete()
+        self.marker.ends()
         self._waits.enter_context(self.marker.waiting())
 
 

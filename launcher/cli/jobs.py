@@ -23,6 +23,7 @@ from launcher.run.listing import find_runs, summary
 from launcher.slurm import control
 from launcher.slurm.status import NoAnswer, Status, find, statuses
 from launcher.slurm.status import status as status_of
+from launcher.times.goodput import words
 
 _ASK_AGAIN_S = 30.0  # between two questions to SLURM
 _FIRST_S = 5.0  # that the first page waits for an answer
@@ -38,7 +39,7 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     """Show how submitted runs are: those below ./runs, or the given ones.
 
     A job id is looked for among the runs below ./runs. What SLURM has forgotten is told from the
-    run directories.
+    run directories. Of one run a second line says where the time of all its starts went.
     """
     paths = find(which)
     try:
@@ -52,6 +53,8 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     width = max((len(row.run_dir) for row in rows), default=0)
     for row in rows:
         say(_line(row, width))
+    if len(rows) == 1 and (spent := words(rows[0].times, rows[0].starts)):
+        say(spent)
     counts = Counter(row.state for row in rows)
     if len(rows) > 1:
         say(", ".join(f"{count} {state}" for state, count in counts.most_common()))

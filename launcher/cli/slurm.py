@@ -26,6 +26,7 @@ from launcher.run.job import Job, SlurmFolder
 from launcher.slurm import control, local
 from launcher.slurm.options import sbatch_options, value_of
 from launcher.slurm.points import Program, Wishes
+from launcher.times import notes as times
 
 if TYPE_CHECKING:
     from launcher.slurm.submit import Plan
@@ -215,13 +216,15 @@ def node(run_dir: Path, nproc: int, nnodes: int, node_rank: int, rdzv_endpoint: 
 def end(run_dir: Path, code: int, heard: str) -> None:
     """Say how it went and how the job goes on: by exit code 0, 75 to requeue, else a failure.
 
-    Prints the nodes that the next start must not get.
+    The last line says where the time of all starts went. Prints the nodes that the next start must
+    not get.
     """
     here = lifecycle.Here.read(os.environ)
     with _kept(run_dir):
         ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
-    if ended.message:
-        say(ended.message, err=True)
+    for words in (ended.message, times.said(RunDir(run_dir))):
+        if words:
+            say(words, err=True)
     if ended.exclude:
         say(ended.exclude)
     sys.exit(ended.code)

@@ -30,6 +30,7 @@ from launcher.run.node_marks import Came, alike, look_at_all, to_blame
 from launcher.run.record import write_result
 from launcher.run.told import is_script
 from launcher.slurm.client import hostnames, job_state
+from launcher.times import notes as times
 
 TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
 
@@ -41,6 +42,11 @@ class Here:
     job: str  # 12, or 12_3 for a task of an array
     restart: int
     nodes: str  # n[1-2]
+
+    @property
+    def name(self) -> str:
+        """What tells this start of the job from others."""
+        return f"{self.job} {self.restart}"
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> "Here":
@@ -98,6 +104,8 @@ def _begin(run: RunDir, here: Here) -> str:
     _forget_last_end(run)
     folder.blame_unfit()
     folder.start(here.job, here.restart, here.nodes)
+    queued = next((one.submitted for one in folder.jobs() if one.name == here.job), None)
+    times.append(run, "job", name=here.name, time=time.time(), queued=queued)
     if is_script(told):
         scripts.begin(run)
     saved = checkpoint_files.all_of(run.checkpoints)
@@ -110,11 +118,17 @@ def end(run: RunDir, here: Here, code: int, heard: str) -> End:
 
     `code` is srun's exit code, `heard` the signal that the batch script got, if any.
     """
-    folder, told = SlurmFolder.of(run), run.read_config()
-    asked = folder.asked()
     if other := taken_over(run, here.job, here.restart):
         words = f"error: {other} writes to `{run.path}` now: how this start ended is not noted"
-        return End(0 if _completed(run, told) else RunDirError.exit_code, words)
+        return End(0 if _completed(run, run.read_config()) else RunDirError.exit_code, words)
+    ended = _end(run, here, code, heard)
+    times.append(run, "job end", name=here.name, time=time.time())
+    return ended
+
+
+def _end(run: RunDir, here: Here, code: int, heard: str) -> End:
+    folder, told = SlurmFolder.of(run), run.read_config()
+    asked = folder.asked()
     if _completed(run, told):
         return _whole(run, folder, asked)
     state, before = job_state(here.job), _attempts(folder, asked)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from launcher.errors import (
     Interrupted,
     LauncherError,
     NodeFailed,
-    Stopped,
     TrainingFailed,
 )
 from launcher.files import warn_of_disk
@@ -34,11 +33,11 @@ from launcher.recipe.base import Recipe
 from launcher.run import lock, mark
 from launcher.run.directory import RunDir, write_bytes
 from launcher.run.record import write_result
-from launcher.run.wandb import Ending
-from launcher.tracking.mirror import PATIENCE_S, LateMirror, Mirror
+from launcher.run.told import is_script
+from launcher.times.notes import Times
+from launcher.tracking.mirror import Mirror, close
 
 _ID = "PET_RDZV_ID"  # environment variable: the rendezvous id, of torchrun's own
-_HASTE_S = 3.0  # for W&B, when the user wants out at once
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,12 @@ class Launch:
     managed: bool = False  # by a SLURM job, which judges and notes how all machines ended
     on_stop: Callable[[], None] | None = None  # called at the first request to stop
     deserted: Callable[[], bool] | None = None  # whether other machines left before all had begun
+    times: Times = field(default_factory=Times)
+
+    def timed(self, told: Mapping[str, Any]) -> "Launch":
+        """Return it with what notes where its time goes, if this is machine 0, from now on."""
+        run = None if self.nodes.node_rank or told.get("test") else self.run
+        return replace(self, times=Times(run, script=is_script(told), in_job=self.managed))
 
     @property
     def ranks(self) -> range:
@@ -196,6 +201,7 @@ def launch(job: Launch) -> None:
     last_without_console()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         told = job.resumed or job.spec.read_config()
+        job = job.timed(told)
         before = go_on(job) if job.resumed and not job.managed else {}
         mirrored = job.nodes.node_rank == 0 and not told.get("test")
         mirror = Mirror.of(job.run) if mirrored else None
@@ -207,6 +213,7 @@ def launch(job: Launch) -> None:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)
         if mirror:
             close(mirror, error)
+        job.times.end(error)
         if isinstance(error, BadInput) and job.made is not None:
             job.spec.remove(job.made)  # where nothing was trained, nothing is left
         if isinstance(error, BadInput) and job.nodes.node_rank == 0:
@@ -231,14 +238,6 @@ def _put_back(before: Mapping[Path, bytes | None]) -> None:
             path.unlink(missing_ok=True)
         else:
             write_bytes(path, content)
-
-
-def close(mirror: Mirror | LateMirror, error: LauncherError | None) -> None:
-    """Tell W&B how a run ended: nothing of one that was never trained."""
-    ending: Ending | None = "failed" if error else "finished"
-    if isinstance(error, BadInput | Stopped):
-        ending = "preempted" if isinstance(error, Stopped) else None
-    mirror.close(ending, _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
 
 
 def _attempts(job: Launch, told: Mapping[str, Any]) -> LauncherError | None:
@@ -271,12 +270,15 @@ def _attempt(job: Launch, told: Mapping[str, Any], supervisor: Supervisor) -> La
     marks = {rank: run.mark(rank) for rank in job.ranks}
     for path in [*marks.values(), *map(run.record, job.ranks), run.exits(nodes.node_rank)]:
         path.unlink(missing_ok=True)
+    job.times.start()
     start_timeout = parameters.get("start_timeout", Recipe.start_timeout)  # older runs have none
     watch = HangWatch(marks, parameters["hang_timeout"], start_timeout, job.deserted)
     argv = command(nodes, run, job.spec, parameters["mixed_precision"], job.extra)
     env = environment(nodes, os.environ, shard=bool(parameters.get("shard")))
-    with closing(Noted(watch, run.node_note(nodes.node_rank), marks, cpu=nodes.cpu)) as noted:
+    note = run.node_note(nodes.node_rank)
+    with closing(Noted(watch, note, marks, cpu=nodes.cpu, also=job.times.look)) as noted:
         code = supervisor.run(argv, env, run.agent(nodes.node_rank), noted)
+    job.times.processes_ended()
     shutil.rmtree(run.logs / f"node-{nodes.node_rank}-agent", ignore_errors=True)
     # With a thousand machines, nobody but the job itself should read everybody's records.
     ranks = job.ranks if job.managed else range(nodes.world_size)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +26,17 @@ _FORM = "--format=csv,noheader,nounits"
 class Noted:
     """A watch that notes, too; a disk that is full or lost is found by others."""
 
-    def __init__(self, watch: Watch, path: Path, marks: Mapping[int, Path], *, cpu: bool) -> None:
-        self._watch, self._path, self._marks = watch, path, marks
+    def __init__(
+        self,
+        watch: Watch,
+        path: Path,
+        marks: Mapping[int, Path],
+        *,
+        cpu: bool,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`also` is called as often as the watch looks."""
+        self._watch, self._path, self._marks, self._also = watch, path, marks, also
         self._gpus = None if cpu or not gpus() else _Gpus()
         self._noted = time.monotonic()
 
@@ -37,6 +46,7 @@ class Noted:
             self._noted = time.monotonic()
             with suppress(OSError):
                 write_json(self._path, self._note())
+        self._also()
         return self._watch.verdict()
 
     def close(self) -> None:

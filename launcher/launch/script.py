@@ -20,7 +20,7 @@ from launcher.files import warn_of_disk
 from launcher.gpus import gpus
 from launcher.launch import launch as recipes
 from launcher.launch.ended import AskedAgain, alike, verdict
-from launcher.launch.launch import Launch, Nodes, close, go_on, steps_done, threads_of
+from launcher.launch.launch import Launch, Nodes, go_on, steps_done, threads_of
 from launcher.launch.notes import Noted
 from launcher.launch.script_watch import Echo, ScriptWatch
 from launcher.launch.supervise import Supervisor
@@ -36,7 +36,7 @@ from launcher.script.config import describe
 from launcher.script.ends import Ends
 from launcher.script.plan import Plan
 from launcher.script.script import Script, Sign
-from launcher.tracking.mirror import LateMirror
+from launcher.tracking.mirror import LateMirror, close
 
 _QUICK_S = 60.0  # a failure that comes so soon, and again, is not worth a third start
 # A task's place among those of srun. Lightning would take it for that of a process, and put the job
@@ -69,7 +69,7 @@ def launch(job: Launch) -> None:
 
 
 def _launch(job: Launch, told: Mapping[str, Any]) -> None:
-    began = time.time()
+    began, job = time.time(), job.timed(told)
     last_without_console()
     with lock.held(job.run) if job.nodes.node_rank == 0 else nullcontext():
         before = read_json(job.run.result) or {}
@@ -84,6 +84,7 @@ def _launch(job: Launch, told: Mapping[str, Any]) -> None:
             write_result(job.run, job.nodes, error, seconds)
         if mirror:
             close(mirror, error)
+        job.times.end(error)
     if error:
         raise error
     if not job.managed:
@@ -190,6 +191,7 @@ def _attempt(
         for path in (run.mark(rank), run.record(rank), note_of(run.path, rank)):
             path.unlink(missing_ok=True)
     run.exits(node_rank).unlink(missing_ok=True)
+    job.times.start()
     plan = plan_of(job, told, script, start)
     echo = Echo(run.log(0)) if node_rank == 0 else None
     argv = [sys.executable, "-m", "launcher.node.start", "programs", str(run.path)]
@@ -198,8 +200,9 @@ def _attempt(
     watch, note = ScriptWatch(run, job.ranks, script, mirror), run.node_note(node_rank)
     marks = {rank: run.mark(rank) for rank in job.ranks}
     stdin = None if plan.stdin else subprocess.DEVNULL
-    with closing(Noted(watch, note, marks, cpu=job.nodes.cpu)) as noted:
+    with closing(Noted(watch, note, marks, cpu=job.nodes.cpu, also=job.times.look)) as noted:
         code = supervisor.run(argv, env, run.agent(node_rank), noted, stdin=stdin)
+    job.times.processes_ended()
     if echo:
         echo.close()
     because = asked(run, supervisor.hang, stop=supervisor.requests > 0)

@@ -20,7 +20,9 @@ from plotly.offline import get_plotlyjs
 
 from launcher import __version__
 from launcher.report.curves import Rows, charts_of, curves_of, figure, outcome, parallel
+from launcher.run.directory import RunDir
 from launcher.run.listing import RunSummary, differing, word
+from launcher.times import notes as times
 
 _TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 # Okabe and Ito's colours, which the colour-blind can tell apart; more runs share a scale.
@@ -55,6 +57,7 @@ def page(shown: Sequence[tuple[RunSummary, Rows]], now: float) -> str:
                 "summary": run,
                 "name": word(run.path.name),
                 "folder": word(run.path),
+                "time": times.said(RunDir(run.path), alive=run.state == "running"),
             }
             for index, (run, label, colour) in enumerate(zip(runs, names, colours, strict=True))
         ],

@@ -75,6 +75,11 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def times(self) -> Path:
+        """What the time of all starts went into (see `launcher.times`)."""
+        return self.path / "times.jsonl"
+
+    @property
     def lock(self) -> Path:
         """Who writes to the run directory now."""
         return self.path / "lock.json"
@@ -226,7 +231,7 @@ class RunDir:
         """
         if self.last_report() or any(self.checkpoints.glob("step-*")):
             return
-        own = [self.config, self.metrics, self.result, self.lock, self.wandb_log]
+        own = [self.config, self.metrics, self.result, self.lock, self.times, self.wandb_log]
         for file in [self.recipe, self.script, *own, *self.process_files()]:
             with suppress(OSError):  # a name of ours that is somebody's folder stays
                 file.unlink()

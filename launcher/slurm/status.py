@@ -15,6 +15,7 @@ from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder
 from launcher.run.listing import RunSummary, summary
 from launcher.slurm.client import environment
+from launcher.times import notes as times
 
 # SLURM's words for a job that has ended.
 ENDED = {
@@ -57,6 +58,7 @@ class Status:
     epochs: int  # finished
     error: str | None
     bad_nodes: dict[str, str]
+    times: dict[str, float]  # seconds of all starts by what they went into, as far as is noted
 
     @property
     def is_live(self) -> bool:
@@ -241,6 +243,7 @@ def status(path: Path, asked: Mapping[str, JobNow] | None) -> Status:
         epochs=run.epochs if run else 0,
         error=(unbegun if state == "failed" else "") or (run.error if run else None),
         bad_nodes=folder.bad_nodes(),
+        times=times.spent(RunDir(path), alive=run is not None and run.state == "running"),
     )
 
 

@@ -10,11 +10,13 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+from launcher.errors import BadInput, Interrupted, LauncherError, Stopped
 from launcher.processes import PARENT, kill_tree, shown
 from launcher.run.directory import RunDir, read_json
 from launcher.run.wandb import Ending, Mode, is_scripts_own
 
 PATIENCE_S = 12.0  # for W&B at the end of a run; with all that is around it, 15
+_HASTE_S = 3.0  # when the user wants out at once
 _PER_BYTE_S = 1 / 2e6  # more, for weights that are to be uploaded
 _SAY_AFTER_S = 2.0
 _LOOK_S = 0.25
@@ -109,6 +111,14 @@ class LateMirror:
         self.look()
         if self._mirror:
             self._mirror.close(ending, patience_s)
+
+
+def close(mirror: Mirror | LateMirror, error: LauncherError | None) -> None:
+    """Tell W&B how a run ended: nothing of one that was never trained."""
+    ending: Ending | None = "failed" if error else "finished"
+    if isinstance(error, BadInput | Stopped):
+        ending = "preempted" if isinstance(error, Stopped) else None
+    mirror.close(ending, _HASTE_S if isinstance(error, Interrupted) else PATIENCE_S)
 
 
 def has_rows(run: RunDir) -> bool:

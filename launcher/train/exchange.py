@@ -29,6 +29,7 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     words += [run.times.elapsed_s(), run.times.data_s]
     totals, (stops, elapsed_s, failures, *times) = _summed(run, words, whole=report)
     run.pulse.beat(elapsed_s / run.context.world_size)
+    run.marker.trains()
     if report:
         run.pulse.reported()
         run.progress.epoch_loss += totals.summed
@@ -55,7 +56,7 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
     """
     run.progress.seconds = time.perf_counter() - run.began
     if saver:
-        with run.times.spending("checkpoint"):
+        with run.times.spending("checkpoint"), run.marker.spending("saving"):
             saver.wait(run.marker)  # on rank 0, for the one before
             broken = [name for name in not_finite(unwrapped(run.model)) if name not in run.odd]
             with run.marker.waiting():
@@ -72,6 +73,7 @@ def checkpoint(run: Training, saver: Saver | None) -> None:
             if run.train_loader.lanes is not None:
                 everyones = run.context.gather(run.train_loader.lanes)
                 run.lanes = {lane: at for lanes in everyones for lane, at in lanes.items()}
+            run.marker.saves(run.progress.step)
             saver.save(run, replace(window, shares=run.sums.shares(run.context)))
 
 

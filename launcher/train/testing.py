@@ -62,7 +62,8 @@ def test_event(run: Training, saver: Saver | None) -> None:
         run.end_whole_epoch()
         checkpoint(run, saver)
         return
-    with run.times.spending("test"), run.tested_weights():
+    marked = run.marker.spending("testing")
+    with run.times.spending("test"), marked, run.tested_weights():
         tested = test_loop(run, saver)
         run.progress.end_test(tested.numbers())
         note_best(run)

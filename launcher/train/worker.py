@@ -97,7 +97,7 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
     training.began = started - progress.seconds
     training.train_loader.sampler.seek(progress.epoch, progress.steps_into_epoch)
     if training.recipe.sanity_test and progress.step == 0 and training.most_steps is None:
-        with times.spending("test"):
+        with times.spending("test"), training.marker.spending("testing"):
             sanity_test(training)
     try:
         if training.test_is_due:  # it was cut
@@ -113,8 +113,10 @@ def train(training: Training, saver: Saver | None) -> dict[str, Any]:
         raise
     finally:
         training.trackers.close()
-        if saver:
-            saver.wait(training.marker)
+        with training.marker.spending("saving"):
+            if saver:
+                saver.wait(training.marker)
+        training.marker.ends()
     progress.seconds = time.perf_counter() - training.began
     in_training_s = time.perf_counter() - started - times.spent["test"] - times.spent["checkpoint"]
     return {
@@ -174,6 +176,7 @@ def work(
         start = None if goes_on else init_from
         training = prepare(recipe, context, stop, source=source, init_from=start)
         rows = resume(training, run)
+        training.marker.goes_on_from(training.progress.step)
         if context.rank == 0:
             note_beginning(run, training.progress.step)
         if goes_on and not training.progress.step:
@@ -208,7 +211,7 @@ def _has_checkpoints(run: RunDir, context: Context) -> bool:
 
 
 def _leave_results(training: Training, run: RunDir, result: dict[str, Any]) -> None:
-    with training.marker.beating():
+    with training.marker.beating(), training.marker.spending("saving"):
         save_weights(training, run)
     if training.context.rank:
         return

@@ -17,6 +17,7 @@ from launcher.cli.main import main
 from launcher.report.curves import CHARTS, curves_of, figure, parallel, thinned
 from launcher.report.page import in_order, labels, page, palette
 from launcher.run.listing import RunSummary, rows_of, summary
+from launcher.times import notes
 
 NEWER = {"learning_rate": 0.1, "samples_per_second": 90.0, "gradient_norm": 1.5}
 NEWER |= {"step_time": 0.5, "data_wait": 0.25, "gpu_memory": 1e9}
@@ -96,6 +97,17 @@ def test_the_page_of_a_run_has_its_numbers(tmp_path: Path) -> None:
     ]
     for words in ("failed", "it broke", "2 of 4", "90.00%", "2001-09-09 01:46 UTC"):
         assert words in text, words
+
+
+def test_the_page_of_a_run_says_where_the_time_of_its_starts_went(tmp_path: Path) -> None:
+    run = made(tmp_path / "r", ROWS)
+    assert "Where the time went" not in page(read(run), 0)
+    notes.append(run, "start", time=1000.0, in_job=False)
+    notes.append(run, "begin", spent={"starting": 5.0}, steps=0, step=0)
+    told = {"starting": 5.0, "training": 15.0}
+    notes.append(run, "end", spent=told, steps=3, how="completed")
+    words = "time of 1 start, 20.0 s: 75% training that was kept, 25% starting"
+    assert f'<p class="soft">{words}</p>' in page(read(run), 0)
 
 
 def test_a_chart_that_no_run_has_rows_for_is_left_out(tmp_path: Path) -> None:
