@@ -78,11 +78,14 @@ def on_host(tree: Any) -> Any:
     """Return a copy of a tree, its tensors in host memory, contiguous; waits once for the device.
 
     From a GPU it goes to pinned memory, several times as fast; torch keeps that for the next copy.
+    Tensors without values (on torch's meta device) stay that.
     """
     waits: set[torch.device] = set()
 
     def copied(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
+        if tensor.is_meta:
+            return tensor
         if tensor.layout != torch.strided:
             return tensor.to("cpu", copy=True)
         if not tensor.is_cuda:

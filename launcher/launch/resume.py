@@ -227,8 +227,8 @@ def kept_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     kept = folder / checkpoint.path.name
     kept.mkdir()
     try:
-        for name in (checkpoint_files.MODEL, checkpoint_files.TRAINING):
-            _link_or_copy(checkpoint.path / name, kept / name)
+        for path in checkpoint.path.iterdir():
+            _link_or_copy(path, kept / path.name)
     except OSError as error:
         hint = "the run that goes on has deleted it; ask for another"
         raise BadInput(f"checkpoint {checkpoint.path.name} is gone", hint=hint) from error

@@ -7,7 +7,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from launcher.errors import RecipeError
-from launcher.model.state import fit_into, read
+from launcher.model.files import read
+from launcher.model.state import fit_into
 from launcher.processes import shown
 
 _MOST_NAMES = 20  # in one list on the console
@@ -21,7 +22,7 @@ def start_from(model: nn.Module, path: Path, *, say: bool) -> None:
     """
     try:
         there = read(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise RecipeError(
             f"the weights to start from, `{path}`, cannot be read: {error}"
         ) from error

@@ -29,9 +29,17 @@ def cut_as(whole: Tensor, like: Any) -> Tensor:
     """Return a whole tensor as `like` is: in pieces, this rank's a view of it, or whole."""
     if not in_pieces(like) or in_pieces(whole):
         return whole
-    most = rows_each(like)
+    return of_piece(whole[slice(*span(whole, like))], like, whole)
+
+
+def span(whole: Tensor, like: Any) -> tuple[int, int]:
+    """Return which rows of a tensor this rank holds where it is in pieces over the ranks of `like`.
+
+    Those from the first number on, up to the second one.
+    """
+    most = -(-len(whole) // int(like.device_mesh.size()))
     start = min(like.device_mesh.get_local_rank() * most, len(whole))
-    return of_piece(whole[start : start + most], like, whole)
+    return start, min(start + most, len(whole))
 
 
 def of_piece(piece: Tensor, like: Any, whole: Tensor) -> Tensor:

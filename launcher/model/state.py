@@ -18,7 +18,7 @@ from zipfile import is_zipfile
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -94,11 +94,6 @@ def fit_into(model: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
     twins = _twins(model)
     first = {twins.get(name, name) for name in tensors}
     return {name for name in model.state_dict() if twins.get(name, name) in first}
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """Return what `ModelState.write` wrote, mapped from the file: all ranks of a node share it."""
-    return load_file(path)
 
 
 def cut(tree: Any) -> Any:

@@ -99,6 +99,7 @@ class Checkpoints:
 
     checkpoint_every: int | None = None  # steps between two checkpoints, besides one a test
     keep_last: int = 3  # newest checkpoints to keep
+    shard_checkpoints: bool | None = None  # with shard: a file a process; none: if they are large
     log_model: bool = False  # upload the final weights to W&B, as an artifact
 
 

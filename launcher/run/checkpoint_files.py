@@ -25,8 +25,11 @@ _NAME = re.compile(r"step-(?:(\d+)-epoch-(\d+)(-before-test)?|(\d{8,}))")
 _HALF = re.compile(rf"\.{_NAME.pattern}\.(tmp|old)")
 MODEL = "model.safetensors"
 TRAINING = "training.pt"
+_SHARE = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
 _MANIFEST = "manifest.json"
 _GONE = (FileNotFoundError, NotADirectoryError)
+
+Note = Mapping[str, Any]  # of a file: its `size` and its `sha256`
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,21 @@ def name_of(step: int, epoch: int | None = None, *, before_test: bool = False) -
     if epoch is None:
         return f"step-{step:08d}"
     return f"step-{step:08d}-epoch-{epoch:04d}" + "-before-test" * before_test
+
+
+def share_name(rank: int, ranks: int) -> str:
+    """Return the name of the file of a checkpoint with what one of several ranks holds."""
+    return f"rank-{rank}-of-{ranks}.safetensors"
+
+
+def shares_in(folder: Path) -> list[Path]:
+    """Return the files that each rank has written of a checkpoint, by rank; none: rank 0 did all.
+
+    They are as many as the first says: one that is missing is an error for who opens it.
+    """
+    found = [match for path in folder.glob("rank-*") if (match := _SHARE.fullmatch(path.name))]
+    ranks = int(found[0][2]) if found else 0
+    return [folder / share_name(rank, ranks) for rank in range(ranks)]
 
 
 def all_of(folder: Path) -> list[Checkpoint]:
@@ -149,14 +167,35 @@ def write(
 
     Raises OSError, and whatever `write_files` raises, with nothing left behind.
     """
-    folder.mkdir(exist_ok=True)
-    place = folder / name
-    beside = beside_of(place)
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir()
+
+    def filled(beside: Path) -> Mapping[str, Note]:
         write_files(beside)
-        seal(beside, place, facts)
+        return {}
+
+    return fill(begin(folder, name), folder / name, filled, facts)
+
+
+def begin(folder: Path, name: str) -> Path:
+    """Make the empty folder in which a checkpoint is written until it is whole, and return it."""
+    folder.mkdir(exist_ok=True)
+    beside = beside_of(folder / name)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    return beside
+
+
+def fill(
+    beside: Path,
+    place: Path,
+    write_files: Callable[[Path], Mapping[str, Note]],
+    facts: Mapping[str, Any],
+) -> Path:
+    """Have a folder filled, which then appears whole at its place; nothing is left of it else.
+
+    `write_files` returns what others have noted of files that they have written into it.
+    """
+    try:
+        seal(beside, place, facts, write_files(beside))
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return place
@@ -167,26 +206,28 @@ def beside_of(place: Path) -> Path:
     return place.with_name(f".{place.name}.tmp")
 
 
-def seal(beside: Path, place: Path, facts: Mapping[str, Any]) -> None:
+def seal(
+    beside: Path, place: Path, facts: Mapping[str, Any], noted: Mapping[str, Note] | None = None
+) -> None:
     """Make what stands in a folder a checkpoint: flushed, with a manifest, at its place.
 
-    One that is there already gives way to it. Raises RunDirError where there is a manifest.
+    One that is there already gives way to it. `noted` are files of others, which are taken at their
+    word. Raises RunDirError where there is a manifest.
     """
     if (beside / _MANIFEST).exists():
         raise RunDirError(
             f"a checkpoint was saved with a file `{_MANIFEST}`, which is the name of its own list",
             hint="give the file another name, or a folder inside of the checkpoint's",
         )
-    umask = beside.stat().st_mode & 0o666
-    files: dict[str, Any] = {}
+    files: dict[str, Any] = dict(noted or {})
     for path in sorted(beside.rglob("*")):
-        if path.is_file():
-            set_mode(path, path.stat().st_mode | umask)
-            files[path.relative_to(beside).as_posix()] = {
-                "size": path.stat().st_size,
-                "sha256": _checksum(path),
-            }
-        sync(path)
+        name = path.relative_to(beside).as_posix()
+        if path.is_file() and name not in files:
+            files[name] = note(path, beside)
+        elif path.is_dir():
+            sync(path)
+    if odd := [n for n, told in files.items() if (beside / n).stat().st_size != told["size"]]:
+        raise RunDirError(f"`{beside / odd[0]}` is not as it was written")
     manifest: dict[str, Any] = {"files": files, "facts": {**facts, "time": time.time()}}
     manifest["sha256"] = _own_checksum(manifest)
     (beside / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -196,6 +237,17 @@ def seal(beside: Path, place: Path, facts: Mapping[str, Any]) -> None:
         _remove(place)
     beside.rename(place)
     sync(place.parent)
+
+
+def note(path: Path, beside: Path) -> Note:
+    """Return size and checksum of a file that stands in the folder `beside`, and flush it.
+
+    Who may read it follows from who may read the folder.
+    """
+    set_mode(path, path.stat().st_mode | beside.stat().st_mode & 0o666)
+    told: Note = {"size": path.stat().st_size, "sha256": _checksum(path)}
+    sync(path)
+    return told
 
 
 def prune(folder: Path, keep_last: int, keep_best: int, best_by: str | None = None) -> None:

@@ -14,6 +14,7 @@ from launcher.errors import BadInput, Interrupted, LauncherError, Stopped
 from launcher.processes import PARENT, kill_tree, shown
 from launcher.run.directory import RunDir, read_json
 from launcher.run.wandb import Ending, Mode, is_scripts_own
+from launcher.run.weights import files_of
 
 PATIENCE_S = 12.0  # for W&B at the end of a run; with all that is around it, 15
 _HASTE_S = 3.0  # when the user wants out at once
@@ -59,7 +60,7 @@ class Mirror:
         """
         parameters = (read_json(self._run.config) or {}).get("hyperparameters", {})
         if ending == "finished" and parameters.get("log_model"):
-            patience_s += self._run.weights.stat().st_size * _PER_BYTE_S
+            patience_s += sum(f.stat().st_size for f in files_of(self._run.weights)) * _PER_BYTE_S
         word = f"{ending}\n" if ending else ""
         try:
             self._process.communicate(word.encode(), timeout=_SAY_AFTER_S)

@@ -16,6 +16,7 @@ import wandb
 from launcher.run.directory import RunDir, read_json
 from launcher.run.told import is_script
 from launcher.run.wandb import config_of, history_row, is_on, position, summary_of
+from launcher.run.weights import files_of
 
 _INIT_S, _PATIENT_INIT_S = 5.0, 30.0  # how long the server may take to answer
 _FINISH_S, _PATIENT_FINISH_S = 7.0, 600.0  # how long the last rows may take
@@ -139,7 +140,8 @@ class Session:
 
     def _log_model(self) -> None:
         artifact = wandb.Artifact(f"model-{self._client.id}", type="model")
-        artifact.add_file(str(self._run.weights))
+        for path in files_of(self._run.weights):
+            artifact.add_file(str(path))
         self._client.log_artifact(artifact, aliases=["final"])
 
     def arrived(self) -> bool:

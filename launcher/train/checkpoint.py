@@ -1,97 +1,82 @@
 """What a checkpoint holds, saved while training goes on, and loaded into any number of ranks."""
 
-import os
-import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
-from safetensors import safe_open
-
 from launcher.data.device import on_host, reserve
 from launcher.errors import BadInput, RecipeError
+from launcher.model.files import MODEL_PART, Shares, bytes_of, read, weights_in
 from launcher.model.made import Made, refuse_other_schedule
-from launcher.model.state import (
-    ModelState,
-    captured,
-    cut,
-    load_into,
-    load_safely,
-    read,
-    why_not,
-)
+from launcher.model.pieces import in_pieces
+from launcher.model.state import ModelState, captured, cut, load_into, load_safely, why_not
 from launcher.ranks.context import unwrapped
 from launcher.recipe.totals import Totals
 from launcher.run import checkpoint_files as files
 from launcher.run.checkpoint_files import Checkpoint
-from launcher.run.directory import RunDir
-from launcher.run.mark import Marker
 from launcher.run.rows import told_of_test
+from launcher.sharding import shares
 from launcher.sharding.moving import gathered
+from launcher.sharding.shares import Peers, Share
+from launcher.sharding.writing import Writer
 from launcher.train.training import Training
 
 T = TypeVar("T")
 
-MOST_FAILURES = 3  # failed saves in a row that stop a run
 
+class Saver(Writer):
+    """Saves checkpoints of a run: what they hold, and who has it, on the way to files.
 
-class Saver:
-    """Saves checkpoints of a run, in a thread of rank 0, one at a time.
-
-    Training waits for the copy to host memory and for an earlier save that is still being
-    written. A failed save is a loud warning; MOST_FAILURES in a row are for the caller to act on.
+    Training waits for the copy to host memory and for an earlier save that is still being written.
     """
 
-    def __init__(
-        self, run: RunDir, keep_last: int, keep_best: int, best_by: str | None = None
-    ) -> None:
-        self.folder = run.checkpoints
-        self.kept = keep_last, keep_best, best_by
-        self.failures = 0  # in a row
-        self.last_error = ""
-        self._reserved = False
-        self._proven = False  # a first save has been seen to load without running code
-        self._told = False  # how long it takes to gather a sharded model
-        self._thread: threading.Thread | None = None
+    _reserved = _told = False  # `_told`: what training waits for with a sharded model
+    _peers: Peers | None = None
 
     def save(self, training: Training, window: Totals) -> None:
         """Copy the state and start writing it; `window` is what was summed since the last report.
 
-        Only rank 0 writes. All ranks have the same state; of a sharded model each has a piece of
-        it, which goes to rank 0 first: that is collective.
+        All ranks have the same state, and rank 0 writes. Of a sharded model each has a piece of it,
+        which goes to rank 0 first, or to a file of its own: that is collective.
         """
         first = training.context.rank == 0
         if not first and not training.sharded:
             return
         self.wait(training.marker)
-        progress, before_test = training.progress, training.test_is_due
-        name = files.name_of(progress.step, progress.epoch, before_test=before_test)
-        there = first and (self.folder / name).exists()
-        if training.context.agree(there) if training.sharded else there:
+        parts = parts_of(training)
+        peers = self._their_peers(training, parts)
+        began, progress = time.perf_counter(), training.progress
+        name = files.name_of(progress.step, progress.epoch, before_test=training.test_is_due)
+        idle = first and ((self.folder / name).exists() or not (peers is None or self.begin(name)))
+        if training.context.agree(idle) if training.sharded else idle:
             return
-        began = time.perf_counter()
-        model = copied(training, captured(unwrapped(training.model)))
-        state = state_of(training, window)
-        if not first:
-            return
-        self._say_gathered(training, time.perf_counter() - began)
-        state |= {"others": model.others, "buffers": model.unsaved}
-        facts = _facts(training)
-        self._thread = threading.Thread(
-            target=self._write, args=(name, model, state, facts), name="checkpoint"
-        )
-        self._thread.start()
+        facts, counted = _facts(training), _counted(training, window)
+        if peers:
+            self.write_share(name, Share.of(parts | counted, training.context), facts, peers)
+        else:
+            whole = copied(training, parts)
+            if first:
+                model = ModelState(whole.pop(MODEL_PART), {}, {})
+                self.write_whole(name, model, whole | counted, facts)
+        how = "each process's share copied" if peers else "gathered on rank 0"
+        self._say(training, f"a checkpoint: {how} in {time.perf_counter() - began:.1f} s")
 
-    def _say_gathered(self, training: Training, seconds: float) -> None:
+    def _their_peers(self, training: Training, parts: Any) -> Peers | None:
+        """Return who writes a checkpoint together, None where rank 0 does alone; collective."""
+        asked = training.recipe.shard_checkpoints
+        together = bytes_of(parts) > shares.LARGE if asked is None else asked
+        if not (training.sharded and together):
+            return None
+        self._peers = self._peers or Peers(training.context)
+        return self._peers
+
+    def _say(self, training: Training, what: str) -> None:
         """Say what training waits for at each checkpoint of a sharded model."""
-        if training.sharded and training.context.world_size > 1 and not self._told:
+        several = training.sharded and training.context.world_size > 1
+        if several and training.context.rank == 0 and not self._told:
             self._told = True
-            print(f"a checkpoint: gathered on rank 0 in {seconds:.1f} s", flush=True)
+            print(what, flush=True)
 
     def reserve(self, training: Training) -> None:
         """Have memory for the copies before the first of them is made; after a first step."""
@@ -99,38 +84,6 @@ class Saver:
             self._reserved = True
             average = training.average.weights if training.average else None
             reserve([unwrapped(training.model).state_dict(), training.optimizers.state(), average])
-
-    def wait(self, marker: Marker) -> None:
-        """Wait until the save in flight has ended."""
-        if self._thread:
-            with marker.beating():
-                self._thread.join()
-            self._thread = None
-
-    def _write(
-        self, name: str, model: ModelState, state: dict[str, Any], facts: Mapping[str, Any]
-    ) -> None:
-        def write_files(folder: Path) -> None:
-            model.write(folder / files.MODEL)
-            with (folder / files.TRAINING).open("wb") as file:
-                torch.save(state, file)
-            if not self._proven:
-                load_safely(folder / files.TRAINING)
-                self._proven = True
-
-        _yield_to_training()
-        try:
-            files.write(self.folder, name, write_files, facts)
-            files.prune(self.folder, *self.kept)
-            self.failures = 0
-        except Exception as error:  # noqa: BLE001  # torch and safetensors raise their own kinds
-            self.failures += 1
-            self.last_error = _reason(error)
-            print(
-                f"WARNING: checkpoint {name} could not be written ({self.last_error}); "
-                f"training goes on, {self.failures} of {MOST_FAILURES} failures in a row",
-                flush=True,
-            )
 
 
 def copied(training: Training, tree: T) -> T:
@@ -140,33 +93,52 @@ def copied(training: Training, tree: T) -> T:
     return cast("T", on_host(tree))
 
 
-def state_of(training: Training, window: Totals) -> dict[str, Any]:
-    """Return everything but the model that the rest of the run depends on, as `copied` does.
+def parts_of(training: Training) -> dict[str, Any]:
+    """Return all tensors that the rest of the run depends on, by what they belong to: no copies."""
+    model = captured(unwrapped(training.model))
+    return {
+        MODEL_PART: model.tensors,
+        "others": model.others,
+        "buffers": model.unsaved,
+        "optimizer": training.optimizers.state(),
+        "scheduler": training.schedules.state(),
+        "loss": loss_state(training),
+        "average": training.average.state() if training.average else None,
+        "lanes": training.lanes,
+    }
+
+
+def _counted(training: Training, window: Totals) -> dict[str, Any]:
+    """Return what else the rest of the run depends on.
 
     Randomness needs no state: it is derived from seed, epoch, step and sample.
     """
-    copy = partial(copied, training)
+    progress = asdict(training.progress)
     return {
         "made": training.made,
-        "optimizer": copy(training.optimizers.state()),
-        "scheduler": copy(training.schedules.state()),
-        "loss": copy(loss_state(training)),
-        "average": copy(training.average.state()) if training.average else None,
-        "progress": asdict(training.progress),
-        "order": _order(training, asdict(training.progress)),
-        "lanes": copy(training.lanes),
+        "progress": progress,
+        "order": _order(training, progress),
         "window": asdict(window),  # summed since the last report, over all ranks
         "rows": training.trackers.rows,  # of metrics.jsonl
     }
 
 
+def state_in(training: Training, folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint holds: whole, or this rank's pieces where a model is in pieces.
+
+    Tensors are mapped from its files as far as can be.
+    """
+    like = next((p for p in training.parameters if in_pieces(p)), None)
+    state: dict[str, Any] = Shares(folder).filled(load_safely(folder / files.TRAINING), like)
+    return state if MODEL_PART in state else state | {MODEL_PART: read(folder / files.MODEL)}
+
+
 def look_inside(training: Training, checkpoint: Checkpoint) -> str | None:
     """Return what is wrong with the weights in a whole checkpoint, None where they are numbers."""
     trained = {n for n, p in unwrapped(training.model).named_parameters() if p.requires_grad}
-    with safe_open(checkpoint.path / files.MODEL, "pt") as file:
-        for name in trained.difference(training.odd).intersection(file.keys()):
-            if not file.get_tensor(name).isfinite().all():
-                return f"the weights `{name}` are not finite"
+    for name, value in weights_in(checkpoint.path):
+        if name in trained.difference(training.odd) and not value.isfinite().all():
+            return f"the weights `{name}` are not finite"
     return None
 
 
@@ -175,12 +147,12 @@ def restore(training: Training, checkpoint: Checkpoint) -> int:
 
     Raises BadInput for a checkpoint that holds code or does not fit the recipe.
     """
-    state = load_safely(checkpoint.path / files.TRAINING)
+    state = state_in(training, checkpoint.path)
     made = state.get("made") or _made_of_old(training, state)
     refuse_other_schedule(made, training.made, training.schedules)
     _refuse_other_order(training, state)
     try:
-        load_model(training, checkpoint.path, state)
+        load_model(training, state)
         training.optimizers.load(_several(state["optimizer"]), made, training.made)
     except ValueError as error:
         raise BadInput(
@@ -238,12 +210,12 @@ def _several(saved: Any) -> list[dict[str, Any]]:
     return saved if isinstance(saved, list) else [] if saved is None else [saved]
 
 
-def load_model(training: Training, folder: Path, state: dict[str, Any]) -> None:
-    """Load the weights and buffers of a checkpoint, and of its `state`, into model and loss.
+def load_model(training: Training, state: dict[str, Any]) -> None:
+    """Load the weights and buffers of a checkpoint's `state` into model and loss.
 
     Raises ValueError where they do not fit.
     """
-    told = ModelState(read(folder / files.MODEL), state.get("others", {}), state["buffers"])
+    told = ModelState(state[MODEL_PART], state.get("others", {}), state["buffers"])
     load_into(unwrapped(training.model), told)
     if training.loss_parameters and state.get("loss"):
         load_into(training.loss_fn, ModelState({}, *state["loss"]))
@@ -259,8 +231,8 @@ def loss_state(training: Training) -> tuple[dict[str, Any], dict[str, Any]] | No
 
 def load_to_test(training: Training, folder: Path) -> None:
     """Load of a checkpoint what was tested when it was made."""
-    state = load_safely(folder / files.TRAINING)
-    load_model(training, folder, state)
+    state = state_in(training, folder)
+    load_model(training, state)
     if training.average:
         training.average.load(state.get("average"), state["progress"]["step"])
 
@@ -308,17 +280,3 @@ def _facts(training: Training) -> dict[str, Any]:
     progress = training.progress
     tested = progress.test if progress.tested == progress.step else None
     return {**told_of_test(tested), "world_size": training.context.world_size}
-
-
-def _yield_to_training() -> None:
-    """Let this thread compute only when training leaves a core free (Linux: a nice of its own)."""
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-
-
-def _reason(error: BaseException) -> str:
-    """Return what went wrong: torch covers the file's own error with "unexpected pos"."""
-    cause: BaseException | None = error
-    while cause and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    return f"{type(cause or error).__name__}: {cause or error}"

@@ -11,7 +11,8 @@ from launcher.model.losses import refuse_left_out
 from launcher.ranks.context import unwrapped
 from launcher.ranks.faults import check_finite, not_finite
 from launcher.recipe.totals import Totals
-from launcher.train.checkpoint import MOST_FAILURES, Saver
+from launcher.sharding.writing import MOST_FAILURES
+from launcher.train.checkpoint import Saver
 from launcher.train.measures import metrics_of
 from launcher.train.trackers import Report
 from launcher.train.training import Training

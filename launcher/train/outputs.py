@@ -10,10 +10,13 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from launcher.errors import RecipeError
 from launcher.files import written
+from launcher.model.files import bytes_of
 from launcher.model.state import captured
 from launcher.ranks.context import unwrapped
 from launcher.ranks.kept import Rows, as_file
 from launcher.run.directory import RunDir
+from launcher.run.weights import forget, index_of
+from launcher.sharding import shares
 from launcher.train.checkpoint import copied
 from launcher.train.training import Training
 
@@ -25,20 +28,27 @@ def save_weights(training: Training, run: RunDir) -> None:
 
     Rank 0 writes; of a sharded model all ranks send their pieces: collective.
     """
-    model = unwrapped(training.model)
+    if training.average:
+        _save(training, run.plain_weights)
     with training.tested_weights():
-        tested = copied(training, captured(model))
-    plain = copied(training, captured(model)) if training.average else None
-    if training.context.rank:
+        _save(training, run.weights, run.weights_others)
+
+
+def _save(training: Training, path: Path, others: Path | None = None) -> None:
+    """Save the weights that are in the model, and beside them what safetensors has no form for."""
+    state, first = captured(unwrapped(training.model)), training.context.rank == 0
+    rest = copied(training, state.others)
+    if others and rest and first:
+        with written(others) as beside, beside.open("wb") as file:
+            torch.save(rest, file)
+    if training.sharded and bytes_of(state.tensors) > shares.LARGE:
+        shares.save_large(state.tensors, path, training.context)
         return
-    if tested.others:  # what safetensors has no form for
-        with written(run.weights_others) as path, path.open("wb") as file:
-            torch.save(tested.others, file)
-    if plain:
-        with written(run.plain_weights) as path:
-            plain.write(path)
-    with written(run.weights) as path:
-        tested.write(path)
+    tensors = copied(training, state.tensors)
+    if first:
+        if index_of(path).exists():
+            forget(path)
+        shares.save_whole(tensors, path)
 
 
 def save_rows(rows: Rows, path: Path) -> None:

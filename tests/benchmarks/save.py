@@ -17,12 +17,11 @@ from torch import nn
 
 from launcher.data.arrays import ArrayDataset
 from launcher.files import sync
-from launcher.ranks.context import Context, unwrapped
+from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
 from launcher.recipe.base import Recipe
-from launcher.recipe.totals import Totals
 from launcher.run.directory import RunDir
-from launcher.train.checkpoint import Saver, state_of
+from launcher.train.checkpoint import Saver, copied, parts_of
 from launcher.train.exchange import checkpoint
 from launcher.train.prepare import prepare
 from launcher.train.step import train_step
@@ -75,8 +74,7 @@ def main() -> None:
             saver.wait(training.marker)
             began = time.perf_counter()
             path = Path(folder) / "plain.pt"
-            state = state_of(training, Totals([], 0, None, 0))
-            torch.save([unwrapped(training.model).state_dict(), state], path)
+            torch.save(copied(training, parts_of(training)), path)
             sync(path)
             written.append(time.perf_counter() - began)
             path.unlink()

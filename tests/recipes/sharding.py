@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from launcher import ArrayDataset, Recipe, StepSums, main
+from launcher.sharding import shares
 
 
 class Layer(nn.Module):
@@ -94,12 +95,14 @@ class Sharded(Recipe):
     exact: bool = True  # float64
     adam: bool = False
     both: bool = False  # two optimizers
+    large: int = 4 << 30  # bytes that rank 0 does not hold at once
     width: int = 13
     samples: int = 50
     batch_size: int = 13
     learning_rate: float = 0.02
 
     def model(self) -> nn.Module:
+        shares.LARGE = self.large
         model: nn.Module = MLP(self.width) if self.kind == "mlp" else GPT(self.width)
         return model.double() if self.exact else model
 
