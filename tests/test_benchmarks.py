@@ -42,3 +42,16 @@ def test_the_benchmark_of_scripts_prints_its_table(tmp_path: Path) -> None:
     assert header.split() == ["first", "line", "met", "end"]
     assert [row.split()[0] for row in rows] == ["torchrun", "launcher"]
     assert all(float(number) > 0 for row in rows for number in row.split()[1:])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sharding_prints_its_table(tmp_path: Path) -> None:
+    words = ["--small", "--rounds=1", "--steps=4", "--only=launcher,saves"]
+    script = PROJECT / "tests" / "benchmarks" / "sharded.py"
+    done = command(sys.executable, script, *words, cwd=tmp_path, timeout_s=250)
+    assert done.returncode == 0, done.stderr
+    header, row, *_, saved = done.stdout.splitlines()
+    assert header.split() == ["step", "ms", "median", "ms", "MB", "MB", "with", "save"]
+    assert row.split()[0] == "launcher"
+    assert all(float(number) > 0 for number in row.split()[1:])
+    assert saved.startswith("a save blocks ")

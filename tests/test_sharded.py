@@ -31,10 +31,12 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "mlp": MLP,
     "gpt": GPT,
     "single": {"kind": "mlp", "exact": False, "adam": True, "epochs": 3},
+    "stream": {"recipe": "streamed", "dtype": "float64", "keeps": "state", "num_workers": 0},
     "ghosts": {"kind": "mlp", "batch_size": 2, "samples": 7, "epochs": 4, "adam": True},
 }
 HALF = MLP | {"epochs": 2}
 SHARES = {"shard_checkpoints": True}
+BF16 = {"kind": "mlp", "exact": False, "mixed_precision": "bf16", "epochs": 3}
 
 
 def case(name: str, shard: bool, parameters: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -58,6 +60,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stopped = case("stopped", True, MLP, stops=[["train", 6]])
     cases = [case(n, True, c) for n, c in CASES.items()] + [stopped, case("half", True, HALF)]
     cases += [case("gpt shares", True, GPT | SHARES, stops=[["train", 9]])]
+    cases += [case("stream shares", True, CASES["stream"], **SHARES, stops=[["train", 5]])]
+    cases += [case("bf16", True, BF16), case("bf16 stopped", True, BF16, stops=[["train", 5]])]
     cases += [case("half shares", True, HALF | SHARES), case("large", True, MLP, large=2000)]
     many_runs(folder, 2, cases)
     return folder
@@ -86,6 +90,7 @@ def one(tmp_path_factory: pytest.TempPathFactory, two: Path) -> Path:
     shutil.copytree(two / "half", folder / "from two")
     shutil.copytree(two / "half shares", folder / "from shares")
     cases = [case(n, True, c) for n, c in CASES.items()]
+    cases += [case("bf16", True, BF16), case("float32", True, BF16, mixed_precision="no")]
     many_runs(folder, 1, [case(f"from {n}", False, MLP) for n in ("two", "shares")] + cases)
     return folder
 
@@ -112,6 +117,17 @@ def test_a_sharded_run_has_the_numbers_of_a_whole_one(
 def test_a_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(two: Path) -> None:
     assert Run(two / "stopped").weight_bytes == Run(two / "mlp").weight_bytes
     assert Run(two / "gpt shares").weight_bytes == Run(two / "gpt").weight_bytes
+    assert Run(two / "stream shares").weight_bytes == Run(two / "stream").weight_bytes
+    assert Run(two / "bf16 stopped").weight_bytes == Run(two / "bf16").weight_bytes
+
+
+def test_bf16_rounds_what_is_computed_and_keeps_weights_as_they_are(one: Path, two: Path) -> None:
+    mine, alone, exact = Run(two / "bf16"), Run(one / "bf16"), Run(one / "float32")
+    assert {weight.dtype for weight in mine.weights.values()} == {torch.float32}
+    for others in (alone, exact):
+        assert 0 < mine.farthest(others) < 0.02
+        for row, told in zip(mine.rows, others.rows, strict=True):
+            assert abs(row["loss"] - told["loss"]) < 0.02
 
 
 def test_a_large_state_is_written_by_each_rank_and_large_weights_are_several_files(

@@ -25,6 +25,9 @@ from launcher.run.directory import RunDir, read_json
 from launcher.run.told import is_script
 from launcher.script.script import Script, file_of_module
 
+# The length of a run, and what no number depends on but by rounding.
+_MAY_CHANGE = ("epochs", "steps", "shard", "shard_checkpoints")
+
 
 def recipe_of(run: RunDir) -> RecipeFile:
     """Return the recipe of a run as it was, under the name of the file it came from."""
@@ -129,7 +132,7 @@ def resumed(
 ) -> dict[str, Any]:
     """Return the configuration that a run goes on with.
 
-    Raises BadInput where a hyperparameter other than its length (`epochs`, `steps`), or `shard`,
+    Raises BadInput where a hyperparameter other than its length, or who keeps which share of it,
     would change, with the difference.
     """
     told = {"tracking": wandb.tracking(run.path.name, "disabled")} | run.read_config()
@@ -139,7 +142,7 @@ def resumed(
     # A hyperparameter that the run did not know, at its default, came with a newer launcher.
     known = before.keys() | overrides.keys()
     changes = {k: [before.get(k), v] for k, v in after.items() if k in known and before.get(k) != v}
-    others = [k for k in changes if k not in ("epochs", "steps", "shard")]
+    others = [k for k in changes if k not in _MAY_CHANGE]
     if others and not allow_changes:
         told_of = {k: [shown_value(k, v) for v in changes[k]] for k in others}
         shown = ", ".join(f"{k} from {old} to {new}" for k, (old, new) in told_of.items())

@@ -35,6 +35,13 @@ def test_a_hyperparameter_that_came_with_a_newer_launcher_is_no_change(tmp_path:
         resumed(run, {"keep_best": "7"}, Nodes(1), allow_changes=False)
 
 
+def test_a_run_may_go_on_longer_and_in_other_shares(tmp_path: Path) -> None:
+    run = made(tmp_path, without="keep_best")
+    changes = {"epochs": "7", "shard": "true", "shard_checkpoints": "true"}
+    told = resumed(run, changes, Nodes(1), allow_changes=False)["hyperparameters"]
+    assert [told[name] for name in changes] == [7, True, True]
+
+
 def test_a_run_goes_on_where_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
