@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,15 @@ import pytest
 from click.testing import CliRunner
 from training import RECIPES, launcher
 
+from launcher.cli import answers
 from launcher.cli import run as cli_run
 from launcher.cli.main import main
 from launcher.errors import LauncherError
 from launcher.job import node, turn
+from launcher.launch import script
 from launcher.slurm import client
+
+pytestmark = pytest.mark.warm
 
 WAYS = [
     *("resume RUN", "resume RUN epochs=3", "test RUN", "test RUN --checkpoint best", "runs runs"),
@@ -58,9 +61,9 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise LauncherError("it would start")
 
-    for module, name in ((node, "launch"), (client, "submit")):
-        monkeypatch.setattr(module, name, start)
-    monkeypatch.setattr(cli_run, "launch", start)
+    for module in (node, cli_run, answers):
+        monkeypatch.setattr(module, "launch", start)
+    monkeypatch.setattr(client, "submit", start)
     monkeypatch.setattr("launcher.tracking.uploads.subprocess.run", start)
     monkeypatch.setattr(turn, "_PATIENCE_S", 0)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
@@ -110,7 +113,8 @@ def test_a_run_of_another_user_is_told_in_words_by_every_command(
     if may == "list":
         for path in (folder / "runs" / "r").rglob("*"):
             path.chmod(0o700 if path.is_dir() else 0o600)
-    monkeypatch.setattr(cli_run, "launch", import_module("launcher.launch.launch").launch)
+    for module in (cli_run, answers):
+        monkeypatch.setattr(module, "launch", script.launch)
     try:
         for words in WAYS:
             if words.startswith("test") and may == "read":  # which it may
