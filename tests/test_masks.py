@@ -22,6 +22,8 @@ from launcher.run.job import SlurmFolder
 from launcher.slurm import submit
 from launcher.slurm.points import Wishes
 
+pytestmark = pytest.mark.warm
+
 SECRET = "hunter2-of-the-hub"
 RECIPE = f"""
 from dataclasses import dataclass
@@ -98,6 +100,8 @@ def folder(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
+    rest = launcher("sync", "r", cwd=folder, env=online)  # what a busy machine had no time for
+    assert rest.returncode == 0, rest.stderr
     return folder
 
 
