@@ -56,24 +56,24 @@ CASES: list[dict[str, Any]] = [
     {"name": "attention", "recipe": "attention"},  # AdamW, in float32
 ]
 NAMES = [case["name"] for case in CASES]
-pytestmark = pytest.mark.warm
+pytestmark = [pytest.mark.slow, pytest.mark.warm, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world-1")
-    many_runs(folder, 1, CASES)
+    many_runs(folder, 1, CASES, timeout_s=560)
     return folder
 
 
 @pytest.fixture(
     scope="module",
-    params=[1, 2, 3, pytest.param(4, marks=pytest.mark.slow)],  # 1: in DDP
+    params=[1, 2, 3, 4],  # 1: in DDP
     ids="world-{}".format,
 )
 def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"world-{request.param}")
-    many_runs(folder, request.param, CASES, in_ddp=True)
+    many_runs(folder, request.param, CASES, in_ddp=True, timeout_s=560)
     return folder
 
 
@@ -155,7 +155,6 @@ def test_clipping_and_averaging_change_weights_and_layout_only_rounding(one: Pat
     assert Run(one / "layout").farthest(Run(one / "convolved")) <= 1e-12
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++: apt-get install g++")
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_compiled_model_is_the_same_model(tmp_path: Path, world: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from training import PROJECT, Run, command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 LAUNCHER = Path(sys.executable).with_name("launcher")  # whose `sys.path` has no current folder
 DIGITS = (PROJECT / "recipes" / "digits.py").read_text().partition("if __name__")[0]
 FILES = {

@@ -19,6 +19,8 @@ from launcher.errors import BadInput
 from launcher.launch.replay import plan, sessions_of
 from launcher.run.directory import RunDir
 
+pytestmark = pytest.mark.warm
+
 CURVE, TROUBLE = RECIPES / "curve.py", RECIPES / "trouble.py"
 NOISY = ("dropout=0.2", "augment=true", "micro_batch_size=2")
 SHORT = ("samples=61", "batch_size=10", "test_samples=11", "epochs=2", "log_every=1")

@@ -12,6 +12,8 @@ import pytest
 from training import clean_environment, command
 from warm import WARM
 
+from launcher.around import AGENT
+
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes start warm on Linux"),
     pytest.mark.warm,
@@ -94,9 +96,12 @@ def test_what_a_warm_process_starts_is_its_own_child_and_warm_too(tmp_path: Path
     assert told["told"]["session"] not in (os.getsid(0), int(first))
 
 
-def test_it_starts_cold_where_the_environment_may_tell_what_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["HF_HOME", AGENT])
+def test_it_starts_cold_where_imports_may_differ_and_as_a_script_of_the_launcher(
+    tmp_path: Path, name: str
+) -> None:
     (tmp_path / "tell.py").write_text(TELL)
-    done = command(sys.executable, "tell.py", "x", cwd=tmp_path, env={"HF_HOME": str(tmp_path)})
+    done = command(sys.executable, "tell.py", "x", cwd=tmp_path, env={name: "1"})
     assert not json.loads(done.stdout)["warm"]
 
 

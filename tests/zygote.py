@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 from new_python import kept, leave, run, set_command_line, take_files
 
+from launcher.around import AGENT
 from launcher.processes import die_with_parent
 
 SCRIPT = str(Path(sys.executable).with_name("launcher"))  # what `launcher` in a shell is
@@ -69,6 +70,8 @@ def is_warm(words: Sequence[str], env: Mapping[str, str], ours: Mapping[str, str
     if words[1] not in (SCRIPT, "-m") and not words[1].endswith(".py"):
         return False
     if words[1] == "-m" and f"{words[2]}.".partition(".")[0] != "launcher":
+        return False
+    if words[1].endswith(".py") and AGENT in env:  # a script of the launcher's is a new interpreter
         return False
     if not env.get("OMP_NUM_THREADS", "1").isdigit():
         return False

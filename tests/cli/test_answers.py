@@ -14,6 +14,8 @@ from training import RECIPES, Run, launcher, started, wait_for
 
 from launcher.cli.main import main
 
+pytestmark = pytest.mark.warm
+
 TROUBLE = RECIPES / "trouble.py"
 
 

@@ -12,6 +12,8 @@ from launcher.data.workers import loaded_by_workers
 from launcher.errors import BadInput
 from launcher.recipe.base import Recipe
 
+pytestmark = pytest.mark.warm
+
 SAMPLED = RECIPES / "sampled.py"
 HOW = ["fork", "forkserver", "spawn"]
 # Its dataset has a class and a function of the file, of its package, and of a file beside it.

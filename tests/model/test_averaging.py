@@ -9,6 +9,8 @@ from training import PROJECT, Run, launcher
 
 from launcher.model.averaging import Average
 
+pytestmark = pytest.mark.warm
+
 
 def test_it_is_the_average_that_the_formula_says() -> None:
     model = nn.Linear(1, 1, bias=False)

@@ -20,6 +20,8 @@ from launcher.errors import RecipeError
 from launcher.model.made import as_made, refuse_other_schedule, with_changes
 from launcher.model.schedules import Schedule
 
+pytestmark = pytest.mark.warm
+
 SCHEDULED = RECIPES / "scheduled.py"
 Make = Callable[[Optimizer], LRScheduler]
 

@@ -18,6 +18,8 @@ from launcher.run import checkpoint_files, config
 from launcher.run.directory import RunDir
 from launcher.train.worker import work
 
+pytestmark = pytest.mark.warm
+
 POISONED = RECIPES / "poisoned.py"
 
 

@@ -10,6 +10,8 @@ from training import PROJECT, Run, launcher
 from launcher.ranks.timing import StepTimes
 from launcher.train.worker import time_words
 
+pytestmark = pytest.mark.warm
+
 
 @pytest.mark.slow
 def test_a_profiled_run_leaves_a_trace_of_each_rank_and_the_same_weights(tmp_path: Path) -> None:
