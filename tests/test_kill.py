@@ -63,10 +63,8 @@ def in_a_test(run: Path) -> bool:
 
 def victims(launched: int, victim: str) -> list[psutil.Process]:
     everybody = psutil.Process(launched).children(recursive=True)
-    guards = [
-        p for p in psutil.Process(launched).children() if "launcher.node.guard" in p.cmdline()
-    ]
-    words = {p: p.cmdline() for p in guards[0].children()}
+    guards = [p for p in everybody if "launcher.node.guard" in p.cmdline()]
+    words = {p: p.cmdline() for p in guards[-1].children()}
     agents = [p for p in words if "agent" in words[p]]
     if victim == "agent":
         return agents

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training import RECIPES, Run, command, family, launcher, started, survivors, wait_for
+from training import (
+    RECIPES,
+    Run,
+    command,
+    family,
+    guards_of,
+    launcher,
+    started,
+    survivors,
+    wait_for,
+)
 
 from launcher.run import mark
 
@@ -133,7 +143,7 @@ def test_the_rank_whose_data_worker_died_is_named(tmp_path: Path) -> None:
     words = ["run", SLOW, "--nproc", "2", "epochs=99", "num_workers=1", "step_s=0.1"]
     with started(*words, "--run-dir", "r", cwd=tmp_path) as process:
         wait_for((tmp_path / "r" / "metrics.jsonl").exists, timeout_s=150)
-        agent = psutil.Process(process.pid).children()[0].children()[0]
+        agent = guards_of(process)[1].children()[0]
         log = str(tmp_path / "r" / "logs" / "rank-1.log")
         [rank_1] = [w for w in agent.children() if log in [file.path for file in w.open_files()]]
         wait_for(lambda: rank_1.children() != [], timeout_s=60)  # it may be behind rank 0

@@ -18,6 +18,7 @@ from training import (
     clean_environment,
     command,
     family,
+    guards_of,
     launcher,
     started,
     survivors,
@@ -291,8 +292,8 @@ def test_nobody_survives_the_launcher_or_the_agent(tmp_path: Path, victim: str) 
         wait_for(lambda: bool(Run(tmp_path / "r").rows))
         seen = family(run)
         assert len(seen) >= 6  # guard, agent, two workers, two data workers
-        guard = psutil.Process(run.pid).children()[0]
-        pids = {"launcher": run.pid, "guard": guard.pid, "agent": guard.children()[0].pid}
+        guard, inner = guards_of(run)
+        pids = {"launcher": run.pid, "guard": guard.pid, "agent": inner.children()[0].pid}
         os.kill(pids[victim], signal.SIGKILL)
         assert not survivors(seen)
         run.communicate(timeout=30)

@@ -212,7 +212,7 @@ def agent_on(cluster: Cluster, node: str) -> int:
     """The pid of what starts a script's processes on a node."""
     words = " -m launcher.node.start programs "
     found = {one.pid for one in cluster.processes(node) if words in one.command}
-    [agent] = [pid for pid in found if psutil.Process(pid).ppid() in found]
+    [agent] = found - {psutil.Process(pid).ppid() for pid in found}  # without its guards
     return agent
 
 

@@ -167,6 +167,16 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+def guards_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The guard of a run that was just started, and the one within it."""
+    outer = next(
+        one
+        for one in psutil.Process(process.pid).children()
+        if "launcher.node.guard" in one.cmdline()
+    )
+    return [outer, outer.children()[0]]
+
+
 def survivors(processes: list[psutil.Process], timeout_s: float = 30) -> list[psutil.Process]:
     """Those that are still alive after a while."""
     _, alive = psutil.wait_procs(processes, timeout=timeout_s)

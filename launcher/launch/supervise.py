@@ -202,10 +202,15 @@ class Supervisor:
 
 def _tell_workers(guard: int, number: signal.Signals, *, is_agent: bool) -> None:
     """Send a signal to the training processes: the agent would die of it."""
-    # A guard's first child is its command; the others are orphans that it has adopted.
-    workers = sorted(children(guard, recursive=False), key=lambda child: child.create_time())[:1]
+    workers = _first_child(_first_child([guard]))  # of the guard within the guard
     if is_agent and workers:
-        workers = children(workers[0].pid, recursive=False)
+        workers = [child.pid for child in children(workers[0], recursive=False)]
     for worker in workers:
         with suppress(psutil.NoSuchProcess):
-            worker.send_signal(number)
+            psutil.Process(worker).send_signal(number)
+
+
+def _first_child(pids: Sequence[int]) -> list[int]:
+    """Return the first child of a process: a guard adopts others later."""
+    found = children(pids[0], recursive=False) if pids else []
+    return [child.pid for child in sorted(found, key=lambda child: child.create_time())[:1]]

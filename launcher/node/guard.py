@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from textwrap import shorten
 from types import FrameType
@@ -30,11 +31,23 @@ _GRACE_S = 1.0  # for what ends by itself when it has lost its parent
 
 
 def main(command: list[str]) -> int:
-    """Run a command to its end and end what it leaves behind; ends as the command did."""
-    launcher = int(os.environ[PARENT])
+    """Run a command to its end and end what it leaves behind; ends as the command did.
+
+    There are two guards, one within the other: what one leaves that is killed the other ends.
+    """
+    launcher, outer = int(os.environ[PARENT]), os.getpid()
+    if inner := os.fork():
+        return _guard(launcher, lambda: inner)
+    # Commands read their environment at once: see `launcher.node.start`.
+    env = {**os.environ, PARENT: str(os.getpid())}
+    return _guard(outer, lambda: os.posix_spawn(command[0], command, env))
+
+
+def _guard(parent: int, start: Callable[[], int]) -> int:
+    """Guard what `start` returns the pid of, to its end or that of the parent."""
 
     def heard(_number: int, _frame: FrameType | None) -> None:
-        if os.getppid() != launcher:  # else somebody signals every process of a job
+        if os.getppid() != parent:  # else somebody signals every process of a job
             kill_children(os.getpid())
             os._exit(1)
 
@@ -42,17 +55,24 @@ def main(command: list[str]) -> int:
         signal.signal(number, heard)
     # What comes just before a wait is heard only after it.
     signal.setitimer(signal.ITIMER_REAL, _LOOK_S, _LOOK_S)
-    die_with_parent(launcher, signal.SIGTERM)
+    die_with_parent(parent, signal.SIGTERM)
     adopt_orphans()
-    # Commands read their environment at once: see `launcher.node.start`.
-    env = {**os.environ, PARENT: str(os.getpid())}
-    pid = os.posix_spawn(command[0], command, env)
+    pid = start()
     status = 0
     ended = 0
     while ended != pid:
         ended, status = os.wait()  # orphans that end are waited for as well
-    _end_what_is_left()
+    if _has_children():
+        _end_what_is_left()
     return _ended_alike(os.waitstatus_to_exitcode(status))
+
+
+def _has_children() -> bool:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
 
 
 def _end_what_is_left() -> None:

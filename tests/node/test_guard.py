@@ -13,6 +13,7 @@ from training import (
     RECIPES,
     clean_environment,
     command,
+    guards_of,
     launcher,
     started,
     wait_for,
@@ -72,11 +73,11 @@ def test_no_child_of_a_recipe_outlives_a_run_that_is_killed(tmp_path: Path, vict
         pids = tmp_path / "pids"
         # The other rank has its turn after this one.
         wait_for(lambda: pids.exists() and len(left(pids)) == 3, timeout_s=150)
-        guard = psutil.Process(process.pid).children()[0]
+        guard, inner = guards_of(process)
         if victim == "launcher":
             process.kill()
         elif victim == "agent":
-            guard.children()[0].kill()
+            inner.children()[0].kill()
         else:
             process.send_signal(signal.SIGINT)
             wait_for_words(process, "again stops at once")
