@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from slurm_cluster import Cluster, missing, slurm_cluster
-from training import Run, launcher
+from submitted import CURVE, WORDS, Submitted, check_same
+from submitted import submit as submitted
+from training import Run, launcher, wait_for
 
 from launcher.run.job import SlurmFolder
 
@@ -143,3 +145,38 @@ def test_a_setup_that_fails_or_ends_the_script_is_a_failure_that_names_the_line(
     [row] = json.loads(told.stdout)
     assert (row["state"], row["error"]) == ("failed", said)
     assert said in SlurmFolder(tmp_path / "runs" / "r" / "slurm").output(str(job)).read_text()
+
+
+def test_spare_nodes_take_the_place_of_one_that_fails_its_check_and_of_one_that_is_lost(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for name in ("whole", "check", "lost"):
+        (tmp_path / name).mkdir()
+    profile = site(tmp_path, torch=True)
+    hide(cluster, "n1", tmp_path / "mark")
+    words = ("--nodes=2", "--spare-nodes=1", "--profile", profile)
+    check = curve(cluster, tmp_path / "check", "--exclude=n[4-6]", *words)
+    lost = curve(cluster, tmp_path / "lost", "step_s=0.3", "--exclude=n[1-3]", *words)
+    whole = curve(cluster, tmp_path / "whole", "--nodes=2", "--exclude=n1,n[4-6]")
+    wait_for(lambda: lost.step >= 28 or lost.completed, timeout_s=240, every_s=0.3)
+    cluster.kill_node("n5")
+    try:
+        assert [one.wait() for one in (check, lost, whole)] == ["COMPLETED"] * 3, lost.said
+    finally:
+        cluster.start_node("n5")
+    told = [[(one.nodes, one.verdict) for one in job.attempts] for job in (check, lost)]
+    assert told == [
+        [("n1,n2", "failed"), ("n2,n3", "completed")],
+        [("n4,n5", "interrupted"), ("n4,n6", "completed")],
+    ]
+    for job in (check, lost):
+        assert cluster.job(job.job)["Restarts"] == "0"
+        check_same(job, whole)
+    assert check.attempts[0].bad_nodes == ["n1"]
+    shown = launcher("status", check.path, "--json", cwd=tmp_path, env=cluster.env)
+    [row] = json.loads(shown.stdout)
+    assert (row["starts"], list(row["bad_nodes"])) == (2, ["n1"])
+
+
+def curve(cluster: Cluster, folder: Path, *words: object) -> Submitted:
+    return submitted(cluster, folder, CURVE, *WORDS, *words)

@@ -78,6 +78,7 @@ def test_a_run_without_progress_is_given_up_with_a_code_of_its_own(
     assert job.wait() == "FAILED"
     assert cluster.job(job.job)["ExitCode"] == "76:0"
     assert verdicts(job) == ["failed", "failed"]
+    assert cluster.job(job.job)["Restarts"] == "0"  # it started again on the nodes it had
     wait_for(lambda: "given up: the last start made no progress" in job.said)
 
 

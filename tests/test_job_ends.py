@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,7 @@ from submitted import (
 from training import RECIPES, Run, launcher, wait_for
 
 from launcher.job.lifecycle import reach
+from launcher.job.place import first_step
 from launcher.run.checkpoint_files import all_of
 from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
@@ -119,14 +121,37 @@ def silent(cluster: Cluster, folder: Path) -> Submitted:
 
 
 def worker_killed(cluster: Cluster, folder: Path) -> Submitted:
-    job = in_mid_epoch(two(cluster, folder))
+    """Three times, each time after a new checkpoint."""
+    job = two(cluster, folder, step_s=0.3)
+    before = 0
+    for start in (1, 2, 3):
+        wait_for(partial(has_got_on, job, start, before), timeout_s=240, every_s=0.3)
+        before = saved(job)
+        kill_worker(cluster, job)
+        wait_for(partial(has_ended, job, start), timeout_s=120)
+    return ended(job)
+
+
+def saved(job: Submitted) -> int:
+    """The step of the newest checkpoint, 0 before the first."""
+    return max([one.step for one in all_of(RunDir(job.path).checkpoints)], default=0)
+
+
+def has_got_on(job: Submitted, start: int, before: int) -> bool:
+    return len(job.attempts) == start and not has_ended(job, start) and saved(job) > before
+
+
+def has_ended(job: Submitted, start: int) -> bool:
+    return job.attempts[start - 1].verdict is not None
+
+
+def kill_worker(cluster: Cluster, job: Submitted) -> None:
     # The worker was forked from the agent, and has its command line; so has the guard above both.
     found = {p.pid: p.command for p in cluster.processes("n2") if f"{job.path}/" in p.command}
     agents = {pid for pid, command in found.items() if " -m launcher.node.start agent" in command}
     agents -= {pid for pid, command in found.items() if "launcher.node.guard" in command}
     [worker] = [pid for pid in agents if psutil.Process(pid).ppid() in agents]
     os.kill(worker, signal.SIGKILL)
-    return ended(job)
 
 
 def failed(cluster: Cluster, folder: Path) -> Submitted:
@@ -238,6 +263,8 @@ def test_two_nodes_train_what_one_process_trains(told: Of, tmp_path: Path) -> No
     assert job.result["world_size"] == 4
     assert job.farthest(alone) < 1e-5
     assert job.result["test_correct"] == alone.result["test_correct"]
+    [attempt] = job.attempts
+    assert attempt.started < (first_step(RunDir(job.path)) or 0) < (attempt.ended or 0)
     # SLURM may say how a job ended before the last of its output is in the file.
     wait_for(lambda: "Done: test accuracy" in job.said)
 
@@ -290,10 +317,14 @@ def test_a_silent_node_costs_no_more_than_a_restart(told: Of) -> None:
 
 
 @on_plain
-def test_a_killed_worker_is_named_and_the_job_starts_again(told: Of) -> None:
+def test_a_killed_worker_is_named_and_the_job_starts_again_on_the_nodes_it_has(told: Of) -> None:
     job = told(worker_killed)
-    check(job, told, "failed", "completed")
-    assert "rank 1 on n2 failed first: killed by SIGKILL" in job.said
+    check(job, told, "failed", "failed", "failed", "completed")
+    assert job.said.count("rank 1 on n2 failed first: killed by SIGKILL") == 3
+    assert job.cluster.job(job.job)["Restarts"] == "0"
+    assert [one.start for one in job.attempts] == [1, 2, 3, 4]
+    steps = [one.step for one in job.attempts]
+    assert steps == sorted(set(steps))
 
 
 def test_a_failed_run_is_failed_for_slurm_too_and_says_who_and_why(told: Of) -> None:

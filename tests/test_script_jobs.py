@@ -14,6 +14,7 @@ from submitted import ENDS, Submitted, submit, verdicts
 from training import Run, launcher, started, wait_for
 
 import launcher as api
+from launcher.job.place import first_step
 from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm.control import log_of
@@ -184,6 +185,8 @@ def test_a_script_with_attach_ends_as_an_undisturbed_one_whatever_befalls_its_no
     assert verdicts(job) == ["interrupted", "interrupted", "failed", "completed"]
     assert str(job.attempts[2].error).startswith("rank 1 on n2 failed first: killed by SIGKILL")
     assert [row["step"] for row in job.rows] == list(range(60))
+    last = job.attempts[-1]  # how long it took to its first step is what another start would take
+    assert last.started < (first_step(RunDir(job.path)) or 0) < (last.ended or 0)
     assert job.result["state"] == "completed"
     alone = launcher(
         *("submit", "attached.py", "--local", "--nodes=2", "--nproc=1", "--no-checks"),
@@ -237,6 +240,7 @@ def test_a_script_that_fails_alike_at_once_is_not_started_for_ever(
     assert job.wait() == "FAILED"
     assert cluster.job(job.job)["ExitCode"] == "76:0"
     assert verdicts(job) == ["failed", "failed"]
+    assert cluster.job(job.job)["Restarts"] == "0"  # it started again on the nodes it had
     assert "given up: the last start made no progress: rank 1 on" in job.result["error"]
     assert "ValueError: the third wheel" in job.result["error"]
 
@@ -276,6 +280,8 @@ def test_a_script_is_started_again_that_asks_for_it_or_does_not_stop(
     assert verdicts(job) == ["interrupted", "timeout", "completed"]
     assert told.result == job.result
     assert job.result["starts"] == 3
+    # Who asks for it starts again where it is; SLURM wants the nodes back at the time limit.
+    assert cluster.job(job.job)["Restarts"] == "1"
 
 
 def test_the_same_scripts_run_on_this_machine_and_are_started_again(folder: Path) -> None:

@@ -18,6 +18,7 @@ from launcher.cli.words import PassesOn
 from launcher.errors import BadInput, RunDirError, Stopped
 from launcher.job import lifecycle
 from launcher.job import node as job_node
+from launcher.job import place as job_place
 from launcher.job import requeue as job_requeue
 from launcher.launch.launch import Nodes
 from launcher.processes import shown
@@ -85,6 +86,13 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
     type=click.IntRange(1),
     help="Processes a node. [default: one per GPU, else 1; for a script 1]",
 )
+@click.option(
+    "--spare-nodes",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    help="Nodes on top, for starts without those that fail or are lost.",
+)
 @with_script_options
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="One run for each combination.")
 @click.option("--max-parallel", type=click.IntRange(1), help="Runs of a grid at the same time.")
@@ -142,7 +150,7 @@ def submit(
         return
     submission.check(plan, queue=not options["local"])
     if options["local"]:
-        local.check(plan.nodes, plan.request.gpus)
+        local.check(plan.nodes, plan.request.gpus, spare=wishes.spare_nodes)
     folder = submission.make(plan)
     if options["local"]:
         _run_here(plan, folder)
@@ -186,13 +194,17 @@ def _kept(run_dir: Path) -> Iterator[None]:
 
 @job.command()
 @_RUN_DIR
-def begin(run_dir: Path) -> None:
+@click.option("--place", is_flag=True, help="Print how many nodes to start on, and which.")
+def begin(run_dir: Path, place: bool) -> None:
     """Count a start of the job; fails where it was started too often."""
-    here = lifecycle.Here.read(os.environ)
-    if job_requeue.goes_elsewhere(RunDir(run_dir.absolute()), here.job, here.nodes):
+    here, run = lifecycle.Here.read(os.environ), RunDir(run_dir.absolute())
+    if job_requeue.goes_elsewhere(run, here.job, here.nodes):
         sys.exit(lifecycle.TAKEN)
+    names = job_place.place(run, here.job, here.nodes) if place else []
     with _kept(run_dir):
-        say(lifecycle.begin(RunDir(run_dir.absolute()), here))
+        say(lifecycle.begin(run, here.on(names)), err=place)
+    if place:
+        say(f"{len(names)} {','.join(names)}")
 
 
 @job.command()
@@ -213,7 +225,8 @@ def node(run_dir: Path, nproc: int, nnodes: int, node_rank: int, rdzv_endpoint: 
 @_RUN_DIR
 @click.option("--code", type=int, required=True, help="The exit code of srun.")
 @click.option("--heard", default="", help="The last signal that the batch script got.")
-def end(run_dir: Path, code: int, heard: str) -> None:
+@click.option("--again", is_flag=True, help="The script can start again on the nodes it has: 77.")
+def end(run_dir: Path, code: int, heard: str, again: bool) -> None:
     """Say how it went and how the job goes on: by exit code 0, 75 to requeue, else a failure.
 
     The last line says where the time of all starts went. Prints the nodes that the next start must
@@ -221,7 +234,7 @@ def end(run_dir: Path, code: int, heard: str) -> None:
     """
     here = lifecycle.Here.read(os.environ)
     with _kept(run_dir):
-        ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard)
+        ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard, again=again)
     for words in (ended.message, times.said(RunDir(run_dir))):
         if words:
             say(words, err=True)

@@ -20,7 +20,9 @@ from launcher.errors import (
 from launcher.job import scripts
 from launcher.job.budgets import Budgets
 from launcher.job.cause import cause
+from launcher.job.place import can_go_on, lost
 from launcher.job.turn import taken_over, wait_for_turn
+from launcher.launch.ended import AskedAgain
 from launcher.launch.launch import Nodes, threads_of
 from launcher.launch.resume import is_completed, resumed
 from launcher.run import checkpoint_files, lock, mark
@@ -33,6 +35,7 @@ from launcher.slurm.client import hostnames, job_state
 from launcher.times import notes as times
 
 TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
+AGAIN = 77  # exit code of `launcher job end`: another start, on nodes that the job has
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,23 @@ class Here:
         restart = int(env.get("SLURM_RESTART_COUNT") or 0)
         return cls(job, restart, env.get("SLURM_JOB_NODELIST", ""))
 
+    def on(self, names: Sequence[str]) -> "Here":
+        """Return the same with those of its nodes alone that a start uses; [] are all."""
+        if not names or list(names) == hostnames(self.nodes):
+            return self
+        return replace(self, nodes=",".join(names))
+
+
+class NodesLost(Stopped):
+    """Nodes are gone, and the job was left with the others: sbatch's --no-kill."""
+
 
 @dataclass(frozen=True)
 class End:
-    """What the batch script is to do: exit 0, requeue (75), or fail; and what it says."""
+    """What the batch script is to do: exit 0, start again here (77), requeue (75), or fail."""
 
     code: int
-    message: str
+    message: str  # what it says
     exclude: str = ""  # nodes that the next start must not get
     given_up: str = ""  # why it may not start again
 
@@ -105,7 +118,8 @@ def _begin(run: RunDir, here: Here) -> str:
     folder.blame_unfit()
     folder.start(here.job, here.restart, here.nodes)
     queued = next((one.submitted for one in folder.jobs() if one.name == here.job), None)
-    times.append(run, "job", name=here.name, time=time.time(), queued=queued)
+    again = any((one.job, one.restart) == (here.job, here.restart) for one in attempts)
+    times.append(run, "job", name=here.name, time=time.time(), queued=queued, again=again)
     if is_script(told):
         scripts.begin(run)
     saved = checkpoint_files.all_of(run.checkpoints)
@@ -113,31 +127,33 @@ def _begin(run: RunDir, here: Here) -> str:
     return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1})"
 
 
-def end(run: RunDir, here: Here, code: int, heard: str) -> End:
+def end(run: RunDir, here: Here, code: int, heard: str, *, again: bool = False) -> End:
     """Judge an attempt from what it left in the run directory, and decide how the job goes on.
 
-    `code` is srun's exit code, `heard` the signal that the batch script got, if any.
+    `code` is srun's exit code, `heard` the signal that the batch script got, if any; `again`: the
+    script can start once more on nodes that it is told.
     """
     if other := taken_over(run, here.job, here.restart):
         words = f"error: {other} writes to `{run.path}` now: how this start ended is not noted"
         return End(0 if _completed(run, run.read_config()) else RunDirError.exit_code, words)
-    ended = _end(run, here, code, heard)
+    ended = _end(run, here, code, heard, again=again)
     times.append(run, "job end", name=here.name, time=time.time())
     return ended
 
 
-def _end(run: RunDir, here: Here, code: int, heard: str) -> End:
+def _end(run: RunDir, here: Here, code: int, heard: str, *, again: bool) -> End:
     folder, told = SlurmFolder.of(run), run.read_config()
     asked = folder.asked()
     if _completed(run, told):
         return _whole(run, folder, asked)
     state, before = job_state(here.job), _attempts(folder, asked)
-    came = look_at_all(run, asked["nproc"], hostnames(here.nodes) or [""] * told["nodes"])
+    used = hostnames(before[-1].nodes if again and before else here.nodes)
+    came = look_at_all(run, asked["nproc"], used or [""] * told["nodes"])
     error = cause(run, told, came, code, stopped=bool(heard) or _is_taken(state))
     if error is None:
         _write_end(run, before, None)
         return _whole(run, folder, asked)
-    kind = judge(error, heard, state)
+    kind, error = _judged(error, heard, state, lost(used, state))
     known = {name for one in folder.attempts() for name in one.bad_nodes}
     if kind == "failed":
         error = _note_bad_nodes(folder, came, before, error)
@@ -150,9 +166,14 @@ def _end(run: RunDir, here: Here, code: int, heard: str) -> End:
     if kind in ("timeout", "interrupted") and not isinstance(error, Stopped):
         error = Stopped(f"SLURM ended the job: {error.message}")
     _write_end(run, before, error, told_end.given_up)
-    if not (bad := folder.bad_nodes()):
+    if bad := folder.bad_nodes():
+        told_end = replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
+    mends = kind == "failed" or isinstance(error, AskedAgain | NodesLost)
+    if told_end.code != Stopped.exit_code or not (again and mends and before) or heard:
         return told_end
-    return replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
+    if can_go_on(run, here.nodes, before[-1].started, state):
+        return replace(told_end, code=AGAIN, message=f"{told_end.message} on the nodes it has")
+    return told_end
 
 
 def _whole(run: RunDir, folder: SlurmFolder, asked: Mapping[str, Any]) -> End:
@@ -215,6 +236,16 @@ def judge(error: LauncherError, heard: str, state: Mapping[str, str]) -> Verdict
         # SLURM may still be ending what ran on a node that came back.
         return "timeout" if heard == "USR1" else "interrupted"
     return "mistake" if isinstance(error, BadInput) else "failed"
+
+
+def _judged(
+    error: LauncherError, heard: str, state: Mapping[str, str], gone: Sequence[str]
+) -> tuple[Verdict, LauncherError]:
+    """Return what kind of end it was, and its cause: nodes that are `gone` explain a failure."""
+    kind = judge(error, heard, state)
+    if kind == "failed" and gone:
+        return "interrupted", NodesLost(f"SLURM has lost {', '.join(gone)}")
+    return kind, error
 
 
 def answer(

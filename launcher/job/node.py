@@ -12,6 +12,7 @@ from launcher.doctor.doctor import vet
 from launcher.errors import BadInput, NodeFailed, Stopped, TrainingFailed
 from launcher.gpus import gpus
 from launcher.job import scripts
+from launcher.launch.ended import AskedAgain
 from launcher.launch.launch import Launch, Nodes, check
 from launcher.launch.resume import is_completed
 from launcher.launch.script import launch
@@ -31,6 +32,8 @@ def node(run: RunDir, nodes: Nodes, env: Mapping[str, str]) -> int:
     try:
         with orderly(Stopped("stopped on request")):
             return _node(run, nodes, name, env, asked)
+    except AskedAgain:  # it has left by itself
+        return 0
     except Stopped:
         asked()
         return 0

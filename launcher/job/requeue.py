@@ -8,6 +8,7 @@ So they are written down before; a start that comes to one of them all the same 
 """
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,14 +52,17 @@ def goes_elsewhere(run: RunDir, job: str, nodes: str) -> bool:
 
     That is no start of the job's: nothing has been tried there.
     """
-    told = read_json(SlurmFolder.of(run).untold) or {}
+    folder = SlurmFolder.of(run)
+    told = read_json(folder.untold) or {}
     if told.get("job") != job or told["times"] >= _TIMES:
         return False
     unwanted = [name for name in hostnames(nodes) if name in hostnames(told["exclude"])]
-    if unwanted:
-        print(f"job {job} leaves out {', '.join(unwanted)}: back into the queue", flush=True)
-        requeue(run, job, told["exclude"], told["times"] + 1)
-    return bool(unwanted)
+    if len(unwanted) <= folder.asked().get("spare_nodes", 0):
+        return False
+    words = f"job {job} leaves out {', '.join(unwanted)}: back into the queue"
+    print(words, file=sys.stderr, flush=True)  # what scripts read is on the standard output
+    requeue(run, job, told["exclude"], told["times"] + 1)
+    return True
 
 
 @contextmanager
@@ -88,6 +92,7 @@ def _until_done(job: str, *words: str) -> None:
             hint = "`launcher resubmit RUN_DIR` goes on from the last checkpoint"
             raise Stopped(f"scontrol {words[0]} failed, the job does not go on: {said}", hint=hint)
         if not wait_s:
-            print(f"scontrol {words[0]} failed, and is tried again: {said}", flush=True)
+            again = f"scontrol {words[0]} failed, and is tried again: {said}"
+            print(again, file=sys.stderr, flush=True)
         wait_s = min(2 * wait_s or _FIRST_S, _AGAIN_S)
         time.sleep(wait_s)

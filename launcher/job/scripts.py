@@ -1,12 +1,12 @@
 """What is otherwise for a job that runs a script: what ended it, whether it got on, its result."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from launcher.errors import LauncherError, Stopped
+from launcher.job.place import lead_s
 from launcher.launch import script as scripts
 from launcher.launch.ended import alike, verdict
 from launcher.launch.launch import Nodes
@@ -92,12 +92,10 @@ def with_grace(run: RunDir, told: dict[str, Any]) -> dict[str, Any]:
     SLURM warns so long before its time limit, and kills all, the batch script too, some seconds
     behind it: who ignores a request until then would never be requeued.
     """
-    warning = SlurmFolder.of(run).asked().get("options", {}).get("signal", {}).get("value", "")
-    seconds = re.search(r"@(\d+)$", warning)
-    script = Script.of(told)
-    if script is None or script.grace is not None or not seconds:
+    warned_s, script = lead_s(SlurmFolder.of(run).asked()), Script.of(told)
+    if script is None or script.grace is not None or not warned_s:
         return told
-    return told | {"script": replace(script, grace=float(seconds[1])).told()}
+    return told | {"script": replace(script, grace=warned_s).told()}
 
 
 def begin(run: RunDir) -> None:

@@ -23,7 +23,7 @@ Verdict = Literal["completed", "timeout", "interrupted", "failed", "mistake"]
 
 # What job.json says, where it says it, and each line of attempts.jsonl.
 _ASKED = {
-    **dict.fromkeys(("nproc", "nodes", "max_requeues", "max_failures"), int),
+    **dict.fromkeys(("nproc", "nodes", "spare_nodes", "max_requeues", "max_failures"), int),
     **dict.fromkeys(("recipe", "restart"), str),
     **dict.fromkeys(("array", "exclude"), str | None),
     "array_task": int | None,
@@ -34,7 +34,7 @@ _ASKED = {
 }
 _EVENT = {
     **dict.fromkeys(("event", "job", "nodes"), str),
-    "restart": int,
+    **dict.fromkeys(("restart", "start"), int),
     "started": int | float,
     "verdict": str | None,
     "code": int | None,
@@ -75,6 +75,7 @@ class Attempt:
     bad_nodes: list[str] = field(default_factory=list)  # found in this attempt
     got_on: bool | None = None  # of a script that tells no step
     error: str = ""  # of a script's
+    start: int = 0  # which start of the run it is, from 1; 0 where that was not noted
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,8 @@ class SlurmFolder:
 
     def start(self, job: str, restart: int, nodes: str) -> None:
         """Note that an attempt starts."""
-        attempt = Attempt(job, restart, nodes, time.time())
-        kept = ("job", "restart", "nodes", "started")
+        attempt = Attempt(job, restart, nodes, time.time(), start=len(self.attempts()) + 1)
+        kept = ("job", "restart", "start", "nodes", "started")
         self._append({"event": "start"} | {name: getattr(attempt, name) for name in kept})
 
     def end(

@@ -11,6 +11,7 @@ from launcher.run.job import Job, SlurmFolder
 
 # Words of a client that has lost the controller after asking: the job may be in the queue.
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Unexpected message received")
+_OF_A_JOB = {"JobState", "Reason", "Command", "NodeList", "TimeLimit", "RunTime"}
 _ASK_FIRST = "it may have taken the job all the same: `squeue --me` tells; RUN_DIR stays"
 
 
@@ -82,15 +83,15 @@ def submit_chain(
 
 
 def job_state(job: str) -> dict[str, str]:
-    """Return JobState, Reason and Command of a job from scontrol, {} where it cannot be asked.
+    """Return what scontrol says of a job's state, nodes and time; {} where it cannot be asked.
 
-    Of the command, which is the script, the first word.
+    Of its Command, which is the script, the first word.
     """
     done = scontrol("show", "job", "-o", job)
     if done.returncode:
         return {}
     pairs = [word.partition("=") for word in done.stdout.split()]
-    return {key: value for key, _, value in pairs if key in ("JobState", "Reason", "Command")}
+    return {key: value for key, _, value in pairs if key in _OF_A_JOB}
 
 
 def hostnames(nodes: str) -> list[str]:

@@ -113,6 +113,8 @@ def resubmit(path: Path, options: Mapping[str, str], budgets: Mapping[str, int])
     left = _left_to_do(path)
     if "exclude" not in told and (exclude := _excluded(asked, left)):
         told["exclude"] = exclude
+    if "nodes" in told:
+        told["nodes"] = str(int(told["nodes"]) + asked.get("spare_nodes", 0))
     folders = {folder, *(SlurmFolder(Path(one.run_dir) / "slurm") for one in left)}
     before, jobs = {one: one.asked() for one in folders}, folder.jobs()
     for one, was in before.items():  # first: the job may start before sbatch has ended

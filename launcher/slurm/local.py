@@ -48,8 +48,11 @@ esac
 """
 
 
-def check(nodes: int, gpus_each: int) -> None:
+def check(nodes: int, gpus_each: int, *, spare: int = 0) -> None:
     """Raise BadInput where this machine lacks the GPUs that all nodes together ask for."""
+    if spare:
+        hint = "leave one of them out: all nodes are this machine"
+        raise BadInput("--spare-nodes goes with no --local", hint=hint)
     if gpus() < nodes * gpus_each and not shared():
         raise BadInput(
             f"{nodes * gpus_each} GPUs are asked for, and this machine has {gpus()}",

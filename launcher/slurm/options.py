@@ -218,6 +218,14 @@ def add_consequences(settings: dict[str, Setting], nproc: int, gpus: int) -> Non
         raise BadInput(f"sbatch's --signal={value} does not stop a run ({source})", hint=hint)
 
 
+def add_spare_nodes(settings: dict[str, Setting], spare: int) -> None:
+    """Ask for so many nodes more, and to keep those that are left when one is lost."""
+    if spare:
+        value, source = settings["nodes"]
+        settings["nodes"] = Setting(str(int(value) + spare), f"{source}, and {spare} spare")
+        settings["no-kill"] = Setting("", "--spare-nodes")
+
+
 def for_site(options: Mapping[str, str], profile: Profile) -> dict[str, str]:
     """Return options with GPUs as the profile's site counts them."""
     found = dict(options)

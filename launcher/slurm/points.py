@@ -26,6 +26,7 @@ class Wishes:
     sbatch: Mapping[str, str] | None = None  # options of sbatch, without dashes
     grid: Sequence[str] = ()  # key=v1,v2
     max_parallel: int | None = None
+    spare_nodes: int = 0  # more than the run uses at a time
     nproc: int | None = None
     run_dir: Path | None = None
     profile: str = "default"

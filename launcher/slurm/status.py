@@ -235,7 +235,7 @@ def status(path: Path, asked: Mapping[str, JobNow] | None) -> Status:
         job=name,
         state=state,
         slurm=job.state if job else None,
-        nodes=job.nodes if job and job.nodes else (attempts[-1].nodes if attempts else ""),
+        nodes=_nodes(name, job, attempts),
         reason=_reason(job),
         starts=len(attempts),
         verdict=attempts[-1].verdict if attempts else None,
@@ -245,6 +245,14 @@ def status(path: Path, asked: Mapping[str, JobNow] | None) -> Status:
         bad_nodes=folder.bad_nodes(),
         times=times.spent(RunDir(path), alive=run is not None and run.state == "running"),
     )
+
+
+def _nodes(name: str | None, job: JobNow | None, attempts: Sequence[Attempt]) -> str:
+    """Return the nodes that a run uses: a job may have spare ones."""
+    goes_on = bool(attempts) and attempts[-1].job == name and attempts[-1].verdict is None
+    if job and job.nodes and not goes_on:
+        return job.nodes
+    return attempts[-1].nodes if attempts else ""
 
 
 def _summary(path: Path) -> RunSummary | None:

@@ -25,6 +25,7 @@ from launcher.slurm import profile as slurm_profile
 from launcher.slurm.options import Setting, gpus_of, nodes_of
 from launcher.slurm.points import Point, Program, Wishes, own_config, points_of, shared_config
 from launcher.slurm.render import Request, Scripts
+from launcher.slurm.template import places
 
 DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
 
@@ -47,8 +48,8 @@ class Plan:
 
     @property
     def nodes(self) -> int:
-        """How many nodes each run gets."""
-        return nodes_of(self.settings)
+        """How many nodes each run uses at a time; spare ones come on top."""
+        return nodes_of(self.settings) - self.wishes.spare_nodes
 
     @property
     def scripts(self) -> Scripts:
@@ -92,6 +93,7 @@ def plan(wishes: Wishes, program: Program | None = None) -> Plan:
     gpus = gpus_of(settings)
     nproc = wishes.nproc or (0 if program.script else gpus) or 1
     options.add_consequences(settings, nproc, gpus)
+    options.add_spare_nodes(settings, wishes.spare_nodes)
     run_dir = (wishes.run_dir or new_run_path(file.name)).absolute()
     points = points_of(wishes, program, run_dir)
     limit = f"%{wishes.max_parallel}" if wishes.max_parallel else ""
@@ -106,7 +108,12 @@ def plan(wishes: Wishes, program: Program | None = None) -> Plan:
         requeue=wishes.restart == "requeue",
         array=f"0-{len(points) - 1}{limit}" if wishes.grid else None,
     )
-    return Plan(wishes, program, points, request, settings, templates)
+    made = Plan(wishes, program, points, request, settings, templates)
+    if wishes.spare_nodes and not places(made.scripts.batch):
+        source = render.sources(templates)[render.BATCH]
+        hint = "`launcher job begin --place` tells them: see the bundled slurm/job.sbatch.j2"
+        raise BadInput(f"--spare-nodes: {source} starts on all nodes that it has", hint=hint)
+    return made
 
 
 def check(plan: Plan, *, queue: bool = True) -> str:
@@ -226,7 +233,8 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "overrides": masked_words(wishes.overrides, parameters),
         "grid": masked_words(wishes.grid, parameters),
         "nproc": plan.request.nproc,
-        "nodes": nodes_of(settings),
+        "nodes": plan.nodes,
+        "spare_nodes": wishes.spare_nodes,
         "array": plan.request.array,
         "restart": wishes.restart,
         "chain": wishes.chain or 0,

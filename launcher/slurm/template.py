@@ -119,6 +119,12 @@ def lacks(script: str, *, requeue: bool) -> list[str]:
     return [what for there, what in needed if not there]
 
 
+def places(script: str) -> bool:
+    """Whether a batch script starts on the nodes that it is told, and not on all it has."""
+    found = (words for words, _ in commands(script) if "--place" in words)
+    return any(("job", "begin") in pairwise(words) for words in found)
+
+
 def _directives(script: str) -> bool:
     """Whether sbatch reads the options: it stops at the first line that is a command."""
     lines = script.splitlines()

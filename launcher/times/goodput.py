@@ -3,7 +3,8 @@
 A line has an `event`, and most have what the start they belong to has `spent` so far: seconds by
 kind, which together are all of its seconds. `note` lines say nothing else. Others are:
 
-    job         a job's script begins: `time`, its `name`, and since when the job was `queued`
+    job         a job's script begins: `time`, its `name`, and since when the job was `queued`, or
+                that it starts `again` on the nodes it has
     start       processes are started: `time`, and whether a job's script did it (`in_job`)
     begin       rank 0 has all it needs, and goes on from a `step`
     first step  is done
@@ -118,7 +119,7 @@ class _Told:
             case "job":
                 self.killed(line["time"])
                 self._at = max(self._at, line.get("queued") or line["time"])
-                self._name_until(line["time"], "queued")
+                self._name_until(line["time"], "starting" if line.get("again") else "queued")
                 self._job, self._begun = line["name"], False
             case "start":
                 self.killed(line["time"])

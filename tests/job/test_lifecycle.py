@@ -19,13 +19,15 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
-from launcher.job import lifecycle, turn
+from launcher.job import lifecycle, place, turn
 from launcher.job.budgets import Budgets
 from launcher.job.lifecycle import Here, answer, judge
+from launcher.launch.ended import AskedAgain
 from launcher.run import lock, mark, node_marks
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import Attempt, SlurmFolder, Verdict
 from launcher.run.record import Record, State
+from launcher.times import notes as times
 
 HERE = Here("12", 0, "n[1-2]")
 RUNNING = {"JobState": "RUNNING", "Reason": "None"}
@@ -160,7 +162,8 @@ def resumed_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         lifecycle, "resumed", lambda run, *_, **__: run.read_config() | {"again": 1}
     )
-    monkeypatch.setattr(lifecycle, "job_state", lambda _: RUNNING)
+    for module in (lifecycle, place):
+        monkeypatch.setattr(module, "job_state", lambda _: RUNNING)
 
 
 def test_a_start_is_counted_and_what_the_last_one_left_is_forgotten(tmp_path: Path) -> None:
@@ -351,6 +354,132 @@ def test_a_node_that_hung_or_failed_its_checks_is_the_cause(tmp_path: Path) -> N
     assert SlurmFolder.of(run).attempts()[-1].bad_nodes == ["n2"]
     lifecycle.begin(run, HERE)
     assert not run.node_error(1).exists()
+
+
+def failing(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunDir:
+    """A run on two of three nodes whose second process was killed after its first step."""
+    for module in (lifecycle, place):
+        monkeypatch.setattr(module, "hostnames", lambda nodes: nodes.split(",") if nodes else [])
+    options = {"signal": {"value": "B:USR1@120"}}
+    run = submitted(folder, **({"max_failures": 9, "options": options, "spare_nodes": 1} | changes))
+    lifecycle.begin(run, THREE.on(["n1", "n2"]))
+    for rank in range(2):
+        put_step(run, 5, rank)
+        recorded(run, rank)
+    write_json(run.exits(1), {"1": -9})
+    return run
+
+
+THREE = Here("12", 0, "n1,n2,n3")
+
+
+def started(run: RunDir, when: float) -> None:
+    """A start of the processes that took two seconds to its first step."""
+    times.append(run, "start", time=when, in_job=True)
+    assert place.first_step(run) is None
+    times.append(run, "first step", spent={"starting": 1.5, "training": 0.5}, steps=1)
+    assert place.first_step(run) == pytest.approx(when + 2)
+
+
+def test_a_failure_is_followed_by_another_start_on_the_nodes_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch)
+    end = lifecycle.end(run, THREE, 1, "", again=True)
+    assert end.code == lifecycle.AGAIN
+    assert end.message.endswith("failed after step 5: to be continued on the nodes it has")
+    assert place.place(run, "12", THREE.nodes) == ["n1", "n2"]
+    lifecycle.begin(run, THREE.on(["n1", "n2"]))
+    found = [(one.start, one.restart, one.nodes) for one in SlurmFolder.of(run).attempts()]
+    assert found == [(1, 0, "n1,n2"), (2, 0, "n1,n2")]
+    assert SlurmFolder.of(run).attempts()[0].code == 75
+
+
+@pytest.mark.parametrize(
+    ("heard", "again", "state", "stepped", "code"),
+    [
+        ("", False, {}, None, 75),  # an older template
+        ("USR1", True, {}, None, 75),
+        ("", True, {"TimeLimit": "UNLIMITED", "RunTime": "10-00:00:00"}, None, 77),
+        ("", True, {"TimeLimit": "01:00:00", "RunTime": "00:57:50"}, 5.0, 77),  # 130 s are left
+        ("", True, {"TimeLimit": "01:00:00", "RunTime": "00:57:50"}, 15.0, 75),  # after its start
+        ("", True, {"TimeLimit": "01:00:00", "RunTime": "00:58:01"}, 0.0, 75),
+        ("", True, {"NodeList": "n1,n3"}, None, 77),  # the one that died is gone
+        ("", True, {"NodeList": "n1"}, None, 75),
+    ],
+)
+def test_another_start_needs_nodes_time_and_that_nobody_wants_the_job_to_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heard: str,
+    again: bool,
+    state: dict[str, str],
+    stepped: float | None,
+    code: int,
+) -> None:
+    run = failing(tmp_path, monkeypatch)
+    [attempt] = SlurmFolder.of(run).attempts()
+    if stepped is not None:
+        started(run, attempt.started + stepped - 2)
+    monkeypatch.setattr(lifecycle, "job_state", lambda _: RUNNING | state)
+    here = THREE if again else THREE.on(["n1", "n2"])
+    assert lifecycle.end(run, here, 1, heard, again=again).code == code
+    [attempt] = SlurmFolder.of(run).attempts()
+    is_gone = "NodeList" in state
+    assert attempt.verdict == ("interrupted" if is_gone else "failed")
+    if is_gone:
+        assert json.loads(run.result.read_text())["error"] == "SLURM has lost n2"
+
+
+def test_a_start_that_never_came_to_a_step_is_given_as_long_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch)
+    state = {"TimeLimit": "01:00:00", "RunTime": "00:40:00"}  # 1080 s to the warning
+    began = time.time() - 1000
+    assert place.can_go_on(run, THREE.nodes, began, state)
+    assert not place.can_go_on(run, THREE.nodes, began - 100, state)
+    config = run.read_config()
+    run.write_config(config | {"kind": "script"})
+    assert not place.can_go_on(run, THREE.nodes, began - 100, state)  # it has told of steps
+    run.mark(0).unlink()
+    assert place.can_go_on(run, THREE.nodes, began - 100, state)
+
+
+def test_a_start_gets_the_nodes_that_are_well_and_as_many_as_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch)
+    folder = SlurmFolder.of(run)
+    folder.add_bad_node("n1", "disk full")
+    assert place.place(run, "12", THREE.nodes) == ["n2", "n3"]
+    assert THREE.on(["n2", "n3"]).nodes == "n2,n3"
+    assert THREE.on(["n1", "n2", "n3"]) is THREE
+    folder.add_bad_node("n3", "disk full")  # what is bad is better than nothing
+    assert place.place(run, "12", THREE.nodes) == ["n1", "n2"]
+    monkeypatch.setattr(place, "job_state", lambda _: RUNNING | {"NodeList": "n1"})
+    with pytest.raises(LauncherError, match="job 12 has 1 nodes of the 2 that it needs"):
+        place.place(run, "12", THREE.nodes)
+
+
+def test_a_node_that_failed_its_check_is_reason_to_requeue_where_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, spare in (("spare", "n1,n2,n3"), ("none", "n1,n2")):
+        (tmp_path / name).mkdir()
+        run = failing(tmp_path / name, monkeypatch)
+        SlurmFolder.of(run).add_bad_node("n2", "disk")
+        end = lifecycle.end(run, replace(HERE, nodes=spare), 1, "", again=True)
+        assert (end.code, end.exclude) == (77 if name == "spare" else 75, "n2")
+
+
+def test_a_script_that_asks_to_be_started_again_is_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch)
+    for error, code in ((AskedAgain("it asked"), 77), (Stopped("SLURM asked a node"), 75)):
+        monkeypatch.setattr(lifecycle, "cause", lambda *_, error=error, **__: error)
+        assert lifecycle.end(run, THREE, 1, "", again=True).code == code
 
 
 def test_a_writer_on_a_lost_node_is_waited_for_and_then_refused(

@@ -45,7 +45,7 @@ def test_a_controller_that_is_away_is_asked_until_it_answers(
     scontrol(run.path, f"*) {away} ;;")
     requeue(run, "12_3", "n1,n7")
     assert asked(run.path)[-2:] == ["requeue 12_3", "update JobId=12_3 ExcNodeList=n1,n7"]
-    assert capsys.readouterr().out.count(f"is tried again: {AWAY}") == 1
+    assert capsys.readouterr().err.count(f"is tried again: {AWAY}") == 1
     assert (read_json(run.result) or {})["error"] == "stopped on request"
 
 
@@ -108,6 +108,14 @@ def test_nodes_that_slurm_did_not_hear_of_are_left_out_by_the_start_that_comes_t
     assert asked(run.path)[-2:] == ["requeue 12", "update JobId=12 ExcNodeList=n1,n7"]
     assert not untold.exists()
     assert not goes_elsewhere(run, "12", "n1,n2")
+
+
+def test_a_job_with_spare_nodes_does_without_those_it_is_to_leave_out(run: RunDir) -> None:
+    scontrol(run.path, "show*hostnames*) echo $3 | tr , '\\n' ;;")
+    write_json(SlurmFolder.of(run).untold, {"job": "12", "exclude": "n1,n2", "times": 0})
+    write_json(SlurmFolder.of(run).job, {"spare_nodes": 1})
+    assert not goes_elsewhere(run, "12", "n1,n3,n4")
+    assert goes_elsewhere(run, "12", "n1,n2,n3")
 
 
 def test_a_job_goes_back_no_more_than_a_few_times(run: RunDir) -> None:

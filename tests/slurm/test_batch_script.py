@@ -12,17 +12,32 @@ from launcher.run.directory import RunDir
 from launcher.slurm.profile import Container, Profile
 from launcher.slurm.render import render
 
-# It writes down what it is asked; `job end` answers as told.
+# It writes down what it is asked; `job end` answers as told, one word after the other.
 PYTHON = """\
 #!/bin/bash
 echo "$*" >> asked
-case "$*" in *"job end"*) exit "${END:-0}" ;; esac
+case "$*" in
+    *"job begin"*) echo "2 n3,n4" ;;
+    *"job end"*)
+        [ -e ends ] || echo "${END:-0}" > ends
+        read -r first rest < ends
+        echo "$rest" > ends
+        exit "$first" ;;
+esac
+"""
+SRUN = """\
+#!/bin/bash
+[ "$1" != --help ] || exec echo "--overlap  share cores with other steps"
+echo "$PET_RDZV_ID at $LAUNCHER_ENDPOINT: ${*:1:6}" >> srun-asked
+exit 3
 """
 
 
-def run(folder: Path, kind: str, *, end: int = 0, **profile: object) -> tuple[int, str]:
+def run(
+    folder: Path, kind: str, *, end: object = 0, srun: str = SRUN, **profile: object
+) -> tuple[int, str]:
     """Run a script with these lines of a profile; returns its exit code and what it said."""
-    fakes = {"python": PYTHON, "srun": "#!/bin/bash\nexit 3\n", "sleep": "", "scontrol": ""}
+    fakes = {"python": PYTHON, "srun": srun, "sleep": "", "scontrol": ""}
     for name, text in fakes.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -65,6 +80,32 @@ def test_a_setup_that_is_sound_leads_to_a_job_that_is_judged(line: str, tmp_path
     assert code == 5, said
     assert f"job end {tmp_path} --code 3 --heard" in asked(tmp_path)
     assert not (tmp_path / "slurm" / "not-begun.txt").exists()
+
+
+def test_what_can_be_mended_on_the_nodes_of_a_job_starts_again_on_those_it_is_told(
+    tmp_path: Path,
+) -> None:
+    code, said = run(tmp_path, "batch", end="77 77 5")
+    assert code == 5, said
+    starts = (tmp_path / "srun-asked").read_text().splitlines()
+    options = "--nodes=2 --ntasks=2 --nodelist=n3,n4 --kill-on-bad-exit=1 --export=ALL"
+    # What was lost of the start before may hold its cores.
+    nexts = ["bash", "--overlap", "--overlap"]
+    told = [f"job-7-0-{start} at n3:0: {options} {word}" for start, word in enumerate(nexts)]
+    assert starts == told
+    assert asked(tmp_path).count("job begin") == 3
+    assert "job requeue" not in asked(tmp_path)
+
+
+def test_a_job_that_is_signalled_while_its_end_is_judged_goes_back_into_the_queue(
+    tmp_path: Path,
+) -> None:
+    # The signal comes from within srun, and is heard behind it.
+    script = SRUN.replace("exit 3", "kill -USR1 $PPID; exit 3")
+    code, said = run(tmp_path, "batch", end="77", srun=script)
+    assert code == 75, said
+    assert len((tmp_path / "srun-asked").read_text().splitlines()) == 1
+    assert asked(tmp_path).count("job requeue") == 1
 
 
 def test_what_a_setup_wants_done_at_the_end_is_done(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from training import Run, family, launcher, started, survivors, wait_for
 
+from launcher.run.directory import RunDir
+from launcher.run.job import SlurmFolder
+
 pytestmark = pytest.mark.slow
 WORDS = ["digits", "epochs=5000", "--local", "--no-checks", "--no-snapshot", "--run-dir", "r"]
 
@@ -39,6 +42,26 @@ def test_scripts_end_with_the_process_that_runs_them(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         assert not survivors(everybody)
     assert run.result["state"] == "stopped"
+
+
+AGAIN = """\
+import os, pathlib, sys
+start = os.environ["LAUNCHER_START"]
+pathlib.Path("seen", start + os.environ["NODE_RANK"]).touch()
+sys.exit(start == "1")
+"""
+
+
+def test_what_fails_starts_again_within_the_same_script(tmp_path: Path) -> None:
+    (tmp_path / "again.py").write_text(AGAIN)
+    (tmp_path / "seen").mkdir()
+    words = ["--nodes=2", "--local", "--no-checks", "--no-snapshot", "--run-dir", "r"]
+    done = launcher("submit", "again.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    attempts = SlurmFolder.of(RunDir(tmp_path / "r")).attempts()
+    found = [(one.start, one.restart, one.verdict) for one in attempts]
+    assert found == [(1, 0, "failed"), (2, 0, "completed")]
+    assert {path.name for path in (tmp_path / "seen").iterdir()} >= {"20", "21"}
 
 
 def begun(folder: Path, process: "subprocess.Popen[str]") -> Run:

@@ -352,7 +352,7 @@ def test_one_task_of_an_array_is_resubmitted_alone(cluster: Cluster) -> None:
 @on_slurm
 def test_a_run_is_resubmitted_with_other_options_and_without_bad_nodes(cluster: Cluster) -> None:
     path = Path("runs/r").absolute()
-    folder = a_run(path, "echo on $(hostname); sleep 600", exclude=None)
+    folder = a_run(path, "echo on $(hostname); sleep 600", exclude=None, spare_nodes=1)
     folder.add_bad_node("n1", "GPU 3 is broken")
     job = submit(cluster, folder, "--hold")
     refused = launcher("resubmit", "runs/r")
@@ -369,6 +369,12 @@ def test_a_run_is_resubmitted_with_other_options_and_without_bad_nodes(cluster: 
     assert asked["options"]["time"] == {"value": "7", "source": "resubmit"}
     assert [one["id"] for one in asked["jobs"]] == [job, new]
     wait_for(lambda: "on n2" in launcher("logs", "runs/r").stdout, 30)
+    launcher("cancel", "runs/r")
+    wait("cancelled", "runs/r")
+    folder.forgive("n1")  # the spare one comes on top
+    more = json.loads(launcher("resubmit", "runs/r", "--nodes=1", "--json").stdout)["jobs"][0]
+    assert cluster.job(int(more["id"]))["NumNodes"].startswith("2")
+    assert folder.asked()["nodes"] == 1
     launcher("cancel", "runs/r")
     wait("cancelled", "runs/r")
     ends(path)

@@ -223,6 +223,7 @@ def test_options_by_which_a_site_speaks_are_shown_with_their_variable(tmp_path: 
         (["--sbatch", "comment="], "--comment has an empty value"),
         (["--sbatch", "comment"], "--comment needs a value"),
         (["--gpus-per-node=2", "--nodes=2", "--local"], "4 GPUs are asked for"),
+        (["--spare-nodes=1", "--local"], "--spare-nodes goes with no --local"),
         (["--sbatch", "gpus=2", "--local"], "2 GPUs are asked for, and this machine has 0"),
     ],
 )
@@ -234,6 +235,21 @@ def test_what_would_mean_something_else_to_slurm_is_refused(
     assert done.returncode == 2
     assert message in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_spare_nodes_are_asked_for_on_top_and_only_where_the_script_chooses_its_nodes(
+    tmp_path: Path,
+) -> None:
+    made = submit.plan(wishes(sbatch={"nodes": "2"}, spare_nodes=1))
+    assert made.nodes == 2
+    assert made.settings["nodes"] == ("3", "command line, and 1 spare")
+    assert "#SBATCH --nodes=3\n" in made.scripts.batch
+    assert "#SBATCH --no-kill\n" in made.scripts.batch
+    older = made.scripts.batch.replace("job begin", "job  begin").replace(" --place", "")
+    (tmp_path / "job.sbatch.j2").write_text(older)
+    assert submit.plan(wishes(template=tmp_path)).scripts.batch == older
+    with pytest.raises(BadInput, match=r"job\.sbatch\.j2 starts on all nodes that it has"):
+        submit.plan(wishes(template=tmp_path, spare_nodes=1))
 
 
 @pytest.mark.slow

@@ -211,3 +211,9 @@ def test_totals_need_only_the_last_of_notes_in_a_row(starts: Any) -> None:
     kept = {"training": 0.0, "lost": 0.0}
     found, other = (goodput(one) | kept for one in (lines, thin))
     assert found == pytest.approx(other)
+
+
+def test_a_start_on_the_nodes_that_a_job_has_waits_in_no_queue() -> None:
+    first = [job(100, 40), *start(103, end("failed", 0, starting=7), in_job=True), job_end(111)]
+    told = goodput([*first, job(113, 40) | {"again": True}], now=113)
+    assert told == {"queued": 60, "starting": 3 + 7 + 2, "ending": 1}
