@@ -64,9 +64,8 @@ class Saver(Writer):
 
     def _their_peers(self, training: Training, parts: Any) -> Peers | None:
         """Return who writes a checkpoint together, None where rank 0 does alone; collective."""
-        asked = training.recipe.shard_checkpoints
-        together = bytes_of(parts) > shares.LARGE if asked is None else asked
-        if not (training.sharded and together):
+        asked = training.recipe.shard_checkpoints if training.sharded else False
+        if not (bytes_of(parts) > shares.LARGE if asked is None else asked):
             return None
         self._peers = self._peers or Peers(training.context)
         return self._peers

@@ -35,7 +35,7 @@ def test_the_rows_of_any_rank_are_found_in_the_files_of_any_number(
         for stop in range(start, 5):
             assert torch.equal(shares.rows("['model']['w']", start, stop), whole[start:stop])
     assert [name for name, _ in weights_in(tmp_path)] == ["w", "b"]
-    read_from = read(files.shares_in(tmp_path)[0])
+    read_from = read(weights_of(tmp_path))
     assert torch.equal(read_from["w"], whole)
     assert read_from["b"] == 1
 

@@ -28,7 +28,7 @@ class FullDisk(Recipe):
     keep_last: int = 9
     at: tuple[int, ...] = ()  # saves that fail, from 1 on
     on_rank: int | None = None  # where; none: on all
-    kill: bool = False  # the rank, in the middle of the file
+    kill: bool = False  # the rank, in the last of them, in the middle of the file
 
     def model(self) -> nn.Module:
         mine = self.on_rank in (None, int(os.environ.get("RANK", "0")))
@@ -40,7 +40,7 @@ class FullDisk(Recipe):
             if saves[""] not in self.at or not mine or not path.name.startswith("rank-"):
                 return write(state, path)
             path.write_bytes(b"half a file")
-            if self.kill:
+            if self.kill and saves[""] == max(self.at):
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from launcher.errors import RunDirError
 from launcher.run.checkpoint_files import (
+    Note,
     all_of,
+    begin,
     best,
     clean,
+    fill,
     name_of,
     newest_valid,
+    note,
     problem,
     prune,
     write,
@@ -161,6 +166,31 @@ def test_a_failed_write_leaves_nothing_and_harms_nothing(tmp_path: Path) -> None
         write(tmp_path, name_of(20, 0), fail, {})
     assert [path.name for path in tmp_path.iterdir()] == [name_of(10, 0)]
     assert problem(all_of(tmp_path)[0]) is None
+
+
+@pytest.mark.parametrize("harm", ["nothing", "shorter", "gone"])
+def test_a_file_that_another_has_written_is_taken_at_its_word_and_size(
+    tmp_path: Path, harm: str
+) -> None:
+    beside, place = begin(tmp_path, name_of(20, 0)), tmp_path / name_of(20, 0)
+
+    def written(folder: Path) -> dict[str, Note]:
+        path = folder / "rank-1-of-2.safetensors"
+        path.write_bytes(b"its share")
+        noted = {path.name: note(path, folder)}
+        if harm == "shorter":
+            path.write_bytes(b"its")
+        if harm == "gone":
+            path.unlink()
+        return noted
+
+    if harm == "nothing":
+        fill(beside, place, written, {})
+        assert problem(all_of(tmp_path)[0]) is None
+    else:
+        with pytest.raises((RunDirError, FileNotFoundError), match="rank-1-of-2"):
+            fill(beside, place, written, {})
+        assert not list(tmp_path.iterdir())
 
 
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
