@@ -179,6 +179,23 @@ def test_what_slurm_would_refuse_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+BEYOND = [
+    (["--time=90"], "it could never start: partition low gives 1:00:00, not --time=90 (command"),
+    (["--nodes=3"], "hint: partition low has 2 nodes, jobs of 1:00:00; "),
+    (["--constraint=v100"], "hint: partition low has 2 nodes, jobs of 1:00:00; "),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BEYOND)
+def test_what_a_partition_does_not_allow_is_told_before_anything_is_queued(
+    cluster: Cluster, tmp_path: Path, words: list[str], said: str
+) -> None:
+    done = launcher("submit", "digits", *words, cwd=tmp_path, env=cluster.env)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("export", ["NONE", "HOME"])
 def test_a_job_that_gets_no_environment_trains(
     cluster: Cluster, tmp_path: Path, export: str
@@ -190,7 +207,9 @@ def test_a_job_that_gets_no_environment_trains(
 
 
 def test_a_job_that_can_never_start_is_told_at_once(cluster: Cluster, tmp_path: Path) -> None:
-    words = ["submit", "digits", "--no-checks", "--time=90", "--run-dir", tmp_path / "a b"]
+    # A quality of service may allow more than its partition: only SLURM knows.
+    words = ["submit", "digits", "--no-checks", "--time=90", "--qos=any"]
+    words += ["--run-dir", tmp_path / "a b"]
     done = launcher(*words, cwd=tmp_path, env=cluster.env)
     assert done.returncode == 0, done.stderr
     said = "warning: it can never start as it is (PartitionTimeLimit): launcher cancel 'a b'"

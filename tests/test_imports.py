@@ -20,6 +20,7 @@ WINGS = [
     "child",
     "cli",
     "job",
+    "foreground",
     "slurm",
     "report",
     "doctor",

@@ -185,8 +185,8 @@ def test_a_script_with_attach_ends_as_an_undisturbed_one_whatever_befalls_its_no
     assert verdicts(job) == ["interrupted", "interrupted", "failed", "completed"]
     assert str(job.attempts[2].error).startswith("rank 1 on n2 failed first: killed by SIGKILL")
     assert [row["step"] for row in job.rows] == list(range(60))
-    last = job.attempts[-1]  # how long it took to its first step is what another start would take
-    assert last.started < (first_step(RunDir(job.path)) or 0) < (last.ended or 0)
+    newest = job.attempts[-1]  # how long it took to its first step is what another would take
+    assert newest.started < (first_step(RunDir(job.path)) or 0) < (newest.ended or 0)
     assert job.result["state"] == "completed"
     alone = launcher(
         *("submit", "attached.py", "--local", "--nodes=2", "--nproc=1", "--no-checks"),

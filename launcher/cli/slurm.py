@@ -16,6 +16,7 @@ from launcher.cli.say import say
 from launcher.cli.scripts import refuse_for_script, script_options, what, with_script_options
 from launcher.cli.words import PassesOn
 from launcher.errors import BadInput, RunDirError, Stopped
+from launcher.foreground import local
 from launcher.job import lifecycle
 from launcher.job import node as job_node
 from launcher.job import place as job_place
@@ -24,7 +25,7 @@ from launcher.launch.launch import Nodes
 from launcher.processes import shown
 from launcher.run.directory import RunDir
 from launcher.run.job import Job, SlurmFolder
-from launcher.slurm import control, local
+from launcher.slurm import control
 from launcher.slurm.options import sbatch_options, value_of
 from launcher.slurm.points import Program, Wishes
 from launcher.times import notes as times

@@ -151,7 +151,7 @@ def ask(*words: str) -> "subprocess.CompletedProcess[str]":
 def _environment() -> dict[str, str]:
     """Return the environment without what would change a client's output."""
     env = environment(os.environ)
-    env = {k: v for k, v in env.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    env = {k: v for k, v in env.items() if not k.startswith(("SQUEUE_", "SACCT_", "SINFO_"))}
     return env | {"SLURM_BITSTR_LEN": "0"}  # sacct cuts the tasks of an array short otherwise
 
 

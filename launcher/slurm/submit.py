@@ -20,7 +20,7 @@ from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, write_json, write_text
 from launcher.run.job import Job, SlurmFolder
 from launcher.run.weights import weights_of
-from launcher.slurm import client, options, render, snapshot
+from launcher.slurm import client, options, partitions, render, snapshot
 from launcher.slurm import profile as slurm_profile
 from launcher.slurm.options import Setting, gpus_of, nodes_of
 from launcher.slurm.points import Point, Program, Wishes, own_config, points_of, shared_config
@@ -127,7 +127,17 @@ def check(plan: Plan, *, queue: bool = True) -> str:
         raise _unwritable(plan.request.run_dir, error) from error
     if not Path(plan.request.python).is_file():
         raise BadInput(f"there is no interpreter {plan.request.python}")
-    return client.check_accepted(plan.scripts.batch) if queue else ""
+    return _check_accepted(plan) if queue else ""
+
+
+def _check_accepted(plan: Plan) -> str:
+    there = partitions.asked_for(plan.settings)
+    partitions.check(plan.settings, there)
+    try:
+        return client.check_accepted(plan.scripts.batch)
+    except BadInput as error:  # more nodes, or other ones, than there are
+        facts = [*(one.told for one in there), *filter(None, [error.hint])]
+        raise BadInput(error.message, hint="; ".join(facts)) from error
 
 
 def make(plan: Plan) -> SlurmFolder:

@@ -5,17 +5,13 @@ another round, unless somebody has asked this process to stop.
 """
 
 import os
-import signal
-import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
-from launcher.errors import BadInput, Stopped
+from launcher.errors import BadInput
+from launcher.foreground.scripts import Scripts
 from launcher.gpus import gpus, shared
-from launcher.processes import die_with_parent, kill_tree, on_stop_signals
+from launcher.processes import on_stop_signals
 from launcher.run.job import SlurmFolder
 from launcher.slurm.client import environment
 
@@ -83,46 +79,16 @@ def run(folder: SlurmFolder, nodes: int, tasks: int) -> int:
     arrays = [
         {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": str(task)} for task in range(tasks)
     ]
-    here = _Scripts(folder.batch, commands / "requeued")
+    here = Scripts(folder.batch, partial(_was_left, commands / "requeued"))
     with on_stop_signals(here.hear):
         codes = [here.run(base | array) for array in arrays or [{}]]
     return next((code for code in codes if code), 0)
 
 
-class _Scripts:
-    """The batch script of a job, again where it wants to be requeued."""
-
-    def __init__(self, script: Path, requeued: Path) -> None:
-        self._script, self._requeued = script, requeued
-        self._process: subprocess.Popen[bytes] | None = None
-        self._requests = 0  # to stop
-
-    def run(self, env: Mapping[str, str]) -> int:
-        """Run the script until it does not come back; none is started after a request to stop."""
-        restarts, code = 0, Stopped.exit_code
-        while not self._requests:
-            code = self._once(dict(env) | {"SLURM_RESTART_COUNT": str(restarts)})
-            wants_more = self._requeued.exists()
-            self._requeued.unlink(missing_ok=True)
-            if not wants_more:
-                break
-            restarts += 1
-        return code
-
-    def _once(self, env: Mapping[str, str]) -> int:
-        # A session of its own: a terminal's Ctrl-C is heard here, and passed on.
-        self._process = subprocess.Popen(
-            ["bash", str(self._script)],
-            env=env,
-            start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),  # noqa: PLW1509  # there is no other thread that matters
-        )
-        return self._process.wait()
-
-    def hear(self, _number: int, _frame: FrameType | None) -> None:
-        self._requests += 1
-        if self._process and self._process.poll() is None:
-            if self._requests > 1:
-                kill_tree(self._process.pid)
-            with suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGTERM)
+def _was_left(mark: Path) -> bool:
+    """Whether a file is there; it is taken away."""
+    try:
+        mark.unlink()
+    except FileNotFoundError:
+        return False
+    return True
