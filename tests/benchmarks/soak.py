@@ -9,14 +9,14 @@ and the final weights must be those of a run that nobody disturbed.
 import argparse
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import psutil
-from training import RECIPES, Run, launcher, started
+from training import RECIPES, Run, guards_of, launcher, started
 
 from launcher.run import mark
 
@@ -36,8 +36,8 @@ def wait_for_steps(run: Path, world: int, target: int, timeout_s: float = 120) -
         time.sleep(0.01)
 
 
-def kill_one(launched: int, rng: random.Random) -> None:
-    [agent] = [p for p in psutil.Process(launched).children() if "agent" in p.cmdline()]
+def kill_one(process: "subprocess.Popen[str]", rng: random.Random) -> None:
+    [agent] = guards_of(process)[1].children()
     rng.choice(agent.children()).kill()
 
 
@@ -61,7 +61,7 @@ def soak(folder: Path, world: int, kills: int, rng: random.Random) -> list[float
             time.sleep(rng.uniform(0.1, 1.5))
             reached = max(steps(run, world), 1)
             killed = time.monotonic()
-            kill_one(process.pid, rng)
+            kill_one(process, rng)
             while steps(run, world) >= reached and time.monotonic() - killed < 60:
                 time.sleep(0.005)  # until the marks are those of the next attempt
             wait_for_steps(run, world, reached + 1)
