@@ -23,6 +23,8 @@ from launcher.cli.main import main
 from launcher.recipe.file import find, is_script
 from launcher.slurm.profile import load
 
+pytestmark = pytest.mark.warm
+
 README = PROJECT / "README.md"
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
 GUIDE = {page.stem: page for page in sorted((PROJECT / "launcher" / "guide").glob("*.md"))}

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from training import PROJECT, Run, command, launcher
 
+pytestmark = pytest.mark.warm
+
 AGENT = """
 import json, os, signal, subprocess, sys, time
 from launcher.node.forks import Fork
@@ -24,7 +26,8 @@ def work():
 
 def agent(folder: Path, program: str) -> str:
     """What a process says that forks like the agent does."""
-    done = command(sys.executable, "-c", AGENT + program, cwd=folder)
+    (folder / "agent.py").write_text(AGENT + program)
+    done = command(sys.executable, "agent.py", "word", cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -89,6 +89,7 @@ def test_a_machine_alone_needs_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(psutil.Process().net_connections()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.floors
 def test_on_one_machine_there_is_no_store_that_another_user_could_join(tmp_path: Path) -> None:
     words = ["step_s=0.05", "epochs=1000", "batch_size=9", "--nproc", "3", "--run-dir", "r"]
@@ -102,6 +103,7 @@ def test_on_one_machine_there_is_no_store_that_another_user_could_join(tmp_path:
     assert listening.count(1) == 3  # gloo's, of each worker; a store would be one more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_on_gpus_meet_in_the_same_file_as_those_on_the_cpu(
     world: int, tmp_path: Path
@@ -124,5 +126,5 @@ def test_processes_on_gpus_meet_in_the_same_file_as_those_on_the_cpu(
         )
         for rank in range(world)
     ]
-    said = [process.communicate(timeout=60)[0].split() for process in started]
+    said = [process.communicate(timeout=250)[0].split() for process in started]
     assert said == [[str(world), str(rank)] for rank in range(world)]

@@ -12,7 +12,11 @@ from training import PROJECT, command
 from launcher.ranks.drift import _MOST, _bits
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids="world-{}".format)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(world, marks=pytest.mark.slow) for world in (2, 3)],
+    ids="world-{}".format,
+)
 def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """How each recipe ended on each rank."""
     folder, world = tmp_path_factory.mktemp("drift"), request.param

@@ -76,6 +76,7 @@ def test_a_mode_that_is_unknown_is_refused_and_means_nothing(word: str, tmp_path
     assert "--tracking" in str(caught.value.hint)
 
 
+@pytest.mark.slow
 def test_a_mode_that_is_unknown_ends_every_way_to_start_before_anything_is_written(
     tmp_path: Path,
 ) -> None:

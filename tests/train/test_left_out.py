@@ -18,6 +18,7 @@ from launcher.train.prepare import prepare
 pytestmark = pytest.mark.warm
 
 
+@pytest.mark.slow
 def test_a_run_without_tests_is_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
     for world in (1, 2, 3):
         (folder := tmp_path / str(world)).mkdir()

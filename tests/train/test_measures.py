@@ -15,7 +15,7 @@ from training import RECIPES, Run, launcher, many_runs
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
 from launcher.train.measures import numbers
 
-pytestmark = pytest.mark.warm
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 
 CASES: list[dict[str, Any]] = [
     {"name": "plain", "recipe": "counted"},

@@ -34,7 +34,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids="world-{}".format)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(world, marks=pytest.mark.slow) for world in (1, 2, 3)],
+    ids="world-{}".format,
+)
 def several(
     request: pytest.FixtureRequest, one: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
