@@ -1,6 +1,7 @@
 """Recipe files: find them by name or path, read their outline without torch, load them."""
 
 import ast
+import shlex
 import sys
 import typing
 from contextlib import suppress
@@ -43,6 +44,9 @@ def find(name_or_path: str) -> RecipeFile:
             f"there is no recipe `{name_or_path}`",
             hint=f"{guess}`launcher recipes` lists them; any other is named by its file's path",
         )
+    if path.suffix == ".ipynb":  # JSON, and so it may even run, and do nothing
+        hint = f"`jupyter nbconvert --to script {shlex.quote(str(path))}` makes a program of it"
+        raise RecipeError(f"`{path}` is a notebook", hint=hint)
     return RecipeFile(path.stem, path.resolve(), source)
 
 

@@ -285,6 +285,13 @@ def test_a_file_that_cannot_be_read_is_refused(path: str, why: str) -> None:
         find(path)
 
 
+def test_a_notebook_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a b.ipynb").write_text('{"cells": []}')
+    with pytest.raises(RecipeError, match=r"b.ipynb` is a notebook") as caught:
+        find(str(tmp_path / "a b.ipynb"))
+    assert "nbconvert --to script '" in str(caught.value.hint)
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_bytes(b"x = '\xff'\n")
     with pytest.raises(RecipeError, match="cannot be read: 'utf-8' codec"):
