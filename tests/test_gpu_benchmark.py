@@ -12,6 +12,8 @@ import work
 from torch import nn
 from training import PROJECT, command
 
+from launcher.model.peaks import peak_tflops
+
 
 @pytest.mark.parametrize(
     ("intervals", "length"),
@@ -61,7 +63,7 @@ def test_images_made_for_gpus_are_the_same_every_time(monkeypatch: pytest.Monkey
     ],
 )
 def test_the_peak_of_a_device_is_found_by_its_name(device: str, peak: float | None) -> None:
-    assert gpu.peak_tflops(device) == peak
+    assert peak_tflops(device) == peak
 
 
 def event(name: str, category: str, start: float, length: float) -> dict[str, Any]:

@@ -64,6 +64,11 @@ from launcher.run.weights import weights_of
 @MAX_RESTARTS
 @with_script_options
 @click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
+@click.option(
+    "--peak-tflops",
+    type=click.FloatRange(0, min_open=True),
+    help="Dense TFLOP/s of a device, to tell FLOP/s as a share of it (MFU): peak_tflops=X.",
+)
 @TRACKING
 @click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
 @click.option("--group", help="W&B group. [default: WANDB_RUN_GROUP]")
@@ -87,6 +92,7 @@ def run(
     rdzv_endpoint: str | None,
     max_restarts: int,
     profile: bool,
+    peak_tflops: float | None,
     tracking: str | None,
     project: str | None,
     group: str | None,
@@ -100,6 +106,8 @@ def run(
 
     Any other Python program is a SCRIPT, started as it is: what comes after -- is the program's.
     """
+    if peak_tflops is not None:
+        words = (*words, f"peak_tflops={peak_tflops}")
     asked = what(recipe, words, ctx.args, nproc, of_script)
     refuse_for_script(asked, config=config, init_from=init_from, profile=profile)
     told = read_config(config) if config else {}

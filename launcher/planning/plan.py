@@ -5,7 +5,6 @@ model of any size can be asked about. Data are opened for their length, and for 
 """
 
 import sys
-from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from launcher.data.loader import Loader
 from launcher.data.orders import sampler_for
 from launcher.errors import LauncherError, RecipeError
 from launcher.model.averaging import averaged
-from launcher.planning.passes import Counted, counted, with_values, without_values
 from launcher.planning.states import forms, of_optimizer, size_of
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, load
 from launcher.recipe.hyperparameters import configure
 from launcher.run.directory import read_json, write_json
+from launcher.sharding.counting import Counted, changed, counted, with_values, without_values
 from launcher.sharding.groups import members
 from launcher.train.parts import Parts, loss_of, model_of, parts_of
 
@@ -48,7 +47,7 @@ def plan(recipe: Recipe, ranks: int) -> dict[str, Any]:
 
     Raises RecipeError where not even one sample can be computed here.
     """
-    unbuilt = _changed(recipe, shard=True, num_workers=0)  # data and loss alone
+    unbuilt = changed(recipe, shard=True, num_workers=0)  # data and loss alone
     parts = parts_of(unbuilt, say=False)
     sampler = sampler_for(parts.train_data, recipe, 0, ranks, test=False)
     passes, how, model = _passes(recipe, unbuilt, parts, ranks)
@@ -88,13 +87,6 @@ def plan(recipe: Recipe, ranks: int) -> dict[str, Any]:
     }
 
 
-def _changed(recipe: Recipe, **values: Any) -> Recipe:
-    other = copy(recipe)
-    for name, value in values.items():
-        object.__setattr__(other, name, value)
-    return other
-
-
 def _passes(
     recipe: Recipe, unbuilt: Recipe, parts: Parts, ranks: int
 ) -> tuple[Counted, str, nn.Module]:
@@ -113,7 +105,7 @@ def _passes(
         return counted(recipe, made, samples), "without values", made.model
     except Exception as error:  # noqa: BLE001  # whatever needs values raises what it likes
         why = f"{type(error).__name__}: {error}".splitlines()[0]
-    batch, samples = first(_changed(unbuilt, micro_batch_size=1))
+    batch, samples = first(changed(unbuilt, micro_batch_size=1))
     try:
         made = with_values(*build, batch)
         how = f"with one sample on the CPU, for the step needs values ({why[:200]})"

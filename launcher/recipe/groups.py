@@ -28,6 +28,7 @@ AT_LEAST: Mapping[str, float] = {
     "checkpoint_every": 1,
     "keep_last": 1,
     "log_every": 1,
+    "peak_tflops": 0.001,
     "hang_timeout": 1,
     "start_timeout": 1,
 }
@@ -108,6 +109,7 @@ class Watch:
     """Watch."""
 
     log_every: int | str = 100  # batches between two reports of the training loss; 10s: seconds
+    peak_tflops: float | None = None  # of a device, dense, for MFU; none: of GPUs that are known
     hang_timeout: float = 600.0  # seconds without progress after which the run is ended
     start_timeout: float = 3600.0  # seconds, instead, until the first step, and for a save
 

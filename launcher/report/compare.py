@@ -27,6 +27,8 @@ _OF_TIME = {
     "gpu_memory",
     "eta_seconds",
     "steps_in_all",
+    "tflops",
+    "mfu",
 }
 _KEY = ("split", "step", "line")
 _OF_MACHINES = {

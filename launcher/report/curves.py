@@ -43,6 +43,13 @@ CHARTS = (
         ".1%",
         {"tickformat": ".0%", "rangemode": "tozero"},
     ),
+    Chart("tflops", "TFLOP/s a device", ".4g", {"rangemode": "tozero"}),
+    Chart(
+        "mfu",
+        "MFU, share of the peak",
+        ".1%",
+        {"tickformat": ".0%", "rangemode": "tozero"},
+    ),
     Chart("gpu_memory", "GPU memory, bytes", ".4s", {"rangemode": "tozero"}),
 )
 _SHOWN = [chart.field for chart in CHARTS]

@@ -15,7 +15,7 @@ FIELDS = (
         "step_time",
         "data_wait",
     ),
-    *("gpu_memory", "steps_in_all", "eta_seconds"),
+    *("gpu_memory", "steps_in_all", "eta_seconds", "tflops", "mfu"),
     "line",  # of a script's rows, which may have several of a step: its number, from 0
 )
 # No metric has one of these names: "correct" is a field of result.json.

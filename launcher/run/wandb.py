@@ -44,6 +44,8 @@ _PAGE = {
     "data_wait": "speed/data_wait",
     "gpu_memory": "speed/gpu_memory",
     "steps_in_all": "trainer/steps_in_all",
+    "tflops": "speed/tflops",
+    "mfu": "speed/mfu",
     "eta_seconds": "speed/eta_seconds",
 }
 _RECORDED = ("recipe", "world_size", "nodes", "cpu", "versions", "git", "snapshot", "host")

@@ -106,6 +106,8 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
     so_far_s, left = time.perf_counter() - run.began, run.length - run.progress.step
     rates = {name: float(rate) for name, rate in measured.learning_rates.items()}
     norm, on_gpu = measured.gradient_norm, context.device.type == "cuda"
+    rate = times.samples / mean_s
+    tflops = run.work.tflops(rate, context.world_size)
     return Report(
         split="train",
         epoch=run.progress.epoch,
@@ -117,11 +119,13 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
         learning_rate=next(iter(rates.values()), None),
         learning_rates=rates if len(rates) > 1 else None,
         gradient_norm=None if norm is None else float(norm),
-        samples_per_second=times.samples / mean_s,
+        samples_per_second=rate,
         step_time=mean_s / max(times.steps, 1),
         data_wait=data_s / max(elapsed_s, 1e-9),
         gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
         steps_in_all=run.length,
         eta_seconds=so_far_s / run.progress.step * left,
+        tflops=tflops,
+        mfu=run.work.mfu(tflops),
         metrics=metrics_of(run, totals),
     )

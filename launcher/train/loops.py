@@ -2,9 +2,11 @@
 
 from itertools import islice
 
+from launcher.data.fetching import Shard
 from launcher.data.randomness import seed_step
 from launcher.train.checkpoint import Saver, refuse_unsaveable
 from launcher.train.exchange import checkpoint, exchange
+from launcher.train.measures import count_flops
 from launcher.train.step import train_step
 from launcher.train.testing import test_event
 from launcher.train.training import Training
@@ -44,10 +46,7 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         if run.profiler:
             run.profiler.step()
         if run.pulse.due() or report:
-            with run.times.spending("tracking"):
-                exchange(run, saver, report=report)
-            if saver:
-                saver.reserve(run)
+            _talk(run, saver, shard, report=report)
         if tested:
             test_event(run, saver)
             if run.done:
@@ -58,3 +57,13 @@ def train_loop(run: Training, saver: Saver | None) -> None:
         run.end_whole_epoch()
         if recipe.checkpoint_every and progress.step % recipe.checkpoint_every == 0:
             checkpoint(run, saver)
+
+
+def _talk(run: Training, saver: Saver | None, shard: Shard, *, report: bool) -> None:
+    """Exchange what ranks tell each other, and do what goes with it; collective."""
+    with run.times.spending("tracking"):
+        exchange(run, saver, report=report)
+        if report and run.work.wanted:
+            count_flops(run, shard)
+    if saver:
+        saver.reserve(run)

@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from launcher.data.fetching import Shard
+from launcher.data.randomness import undisturbed
 from launcher.errors import LauncherError, RecipeError, TrainingFailed, did_you_mean
 from launcher.masks import clean
 from launcher.ranks.alone import NoCollectives
+from launcher.ranks.gathering import HERE
 from launcher.ranks.kept import Rows
 from launcher.recipe.base import is_base
 from launcher.recipe.totals import Totals
 from launcher.run.best import name_of, score
 from launcher.run.rows import RESERVED
+from launcher.train.parts import loss_of, model_of
 from launcher.train.training import Training
 
 
@@ -25,6 +32,32 @@ def metrics_of(run: Training, totals: Totals) -> dict[str, float]:
         return turns
     made = run.recipe.metrics(totals)
     return turns | numbers(made, "metrics", begun=run.progress.step > 1)
+
+
+def count_flops(run: Training, shard: Shard) -> None:
+    """Count, once, what a sample takes, for the reports from now on; on rank 0 alone.
+
+    A forward and a backward pass of a model that is built anew without values: nothing of the run
+    is touched, compilation and sharding are left out, and the device has nothing to do with it.
+    Torch counts matrix products, convolutions and attention. Where it finds none, where a step
+    needs values, and where ranks exchange rows, nothing is told.
+    """
+    run.work.wanted = False
+    samples = min(run.recipe.most_at_once or shard.own, shard.own)
+    if run.context.rank or not samples or HERE.used or run.optimizers.in_turns:
+        return
+    from launcher.sharding import counting  # noqa: PLC0415  # slow imports
+
+    batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.cpu(), shard.micro_batches[0])
+    recipe = counting.changed(run.recipe, compile=False)
+    build = partial(model_of, recipe), partial(loss_of, recipe)
+    try:
+        with undisturbed(), NoCollectives("train_step"), run.marker.beating():
+            found = counting.counted(recipe, counting.without_values(*build, batch), samples)
+    except Exception as error:  # noqa: BLE001  # whatever needs values raises what it likes
+        print(f"FLOP/s are not known: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+        return
+    run.work.of_a_sample = found.flops / samples or None
 
 
 def metrics_of_test(run: Training, totals: Totals, rows: Rows) -> dict[str, float]:

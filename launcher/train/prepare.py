@@ -26,6 +26,7 @@ from launcher.model.losses import (
 from launcher.model.made import as_made
 from launcher.model.optimizers import Optimizers
 from launcher.model.optimizers import asked_for as optimizers_of
+from launcher.model.peaks import peak_tflops
 from launcher.model.schedules import Schedules, Steps
 from launcher.model.schedules import asked_for as schedules_of
 from launcher.ranks.batch_norm import refuse_lone_samples, refuse_parts
@@ -40,7 +41,7 @@ from launcher.recipe.base import Recipe, is_base
 from launcher.sharding.buffers import MovingBuffers
 from launcher.sharding.building import built, sharded
 from launcher.train.parts import Parts, model_of, parts_of
-from launcher.train.training import Training
+from launcher.train.training import Training, Work
 
 _MOST_UNREPORTED = 1 << 14  # steps between reports that a clock asks for: their losses are kept
 
@@ -96,6 +97,7 @@ def prepare(
         stop=stop,
         sums=_sums(recipe, context, optimizers, train_loader.sampler.steps),
         loss_watch=LossWatch(recipe, loss_fn),
+        work=_work(recipe, context),
         samples_count=recipe.counts_samples() and not leaves_out(loss_fn),
         drift=Drift(context, model, loss_fn),
         times=times,
@@ -163,6 +165,14 @@ def _sums(recipe: Recipe, context: Context, optimizers: Optimizers, per_epoch: i
     turns = list(optimizers.named) if optimizers.in_turns else []
     window = _MOST_UNREPORTED if recipe.log_every_s else int(recipe.log_every)
     return Sums(min(window, recipe.steps or per_epoch), context.device, turns)
+
+
+def _work(recipe: Recipe, context: Context) -> Work:
+    """Return what to count of a step: on GPUs, and where somebody knows the device's peak."""
+    on_gpu = context.device.type == "cuda"
+    known = peak_tflops(torch.cuda.get_device_name(context.device)) if on_gpu else None
+    peak = recipe.peak_tflops or known
+    return Work(wanted=on_gpu or peak is not None, peak=peak)
 
 
 def _graphs(

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.data.fetching import Shard
 from launcher.errors import RecipeError
 from launcher.model.pieces import in_pieces, own
+from launcher.model.returned import expect_sums
 from launcher.ranks.context import unwrapped
 from launcher.ranks.gathering import HERE
 from launcher.ranks.gradients import average_gradients
@@ -90,23 +91,6 @@ def backward(loss: Tensor, weight: float | Tensor) -> None:
 def left_out(run: Training, shard: Shard) -> int:
     """Return how many labels the loss has left out of its mean without being told to."""
     return shard.left_out if run.loss_watch.by_default and shard.own else 0
-
-
-def expect_sums(made: Any, method: str) -> StepSums:
-    """Return what a method of the recipe made; raises RecipeError where it is something else."""
-    if not isinstance(made, StepSums):
-        raise RecipeError(
-            f"`{method}` returned {type(made).__name__}, not StepSums",
-            hint="return StepSums(loss, count, correct): sums over the batch, not means; one that "
-            "yields turns needs a dict of optimizers",
-        )
-    if in_pieces(made.loss):
-        raise RecipeError(
-            f"`{method}` makes the loss of weights themselves, and with `shard` each process has a "
-            "piece of them",
-            hint="compute it in the `forward` of the model, which has them whole",
-        )
-    return made
 
 
 def _begin(run: Training) -> None:

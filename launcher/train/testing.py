@@ -14,6 +14,7 @@ from launcher.data.fetching import Shard
 from launcher.data.randomness import seed_test
 from launcher.errors import RecipeError
 from launcher.model.losses import refuse_left_out
+from launcher.model.returned import expect_sums
 from launcher.model.state import undisturbed_buffers
 from launcher.ranks.alone import NoCollectives, replaced
 from launcher.ranks.context import unwrapped
@@ -33,7 +34,7 @@ from launcher.train.measures import (
     note_best,
     refuse_unknown,
 )
-from launcher.train.step import expect_sums, left_out
+from launcher.train.step import left_out
 from launcher.train.trackers import Report
 from launcher.train.training import Training
 

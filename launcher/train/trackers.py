@@ -41,6 +41,8 @@ class Report:
     gpu_memory: int | None = None  # bytes, the most that rank 0 has allocated
     steps_in_all: int | None = None  # of the run
     eta_seconds: float | None = None  # what is left may take, with its tests, as it went so far
+    tflops: float | None = None  # TFLOP/s of a device in forward and backward, where counted
+    mfu: float | None = None  # that as a share of what the device can at most
     metrics: Mapping[str, float] = field(default_factory=dict)  # the recipe's own, by name
 
     def row(self) -> dict[str, Any]:

@@ -80,6 +80,24 @@ class Measured:
 
 
 @dataclass
+class Work:
+    """What a step computes, where that is wanted: known on rank 0 after the first report."""
+
+    wanted: bool  # and not yet known
+    peak: float | None  # dense TFLOP/s of a device
+    of_a_sample: float | None = None  # FLOP of a forward and a backward pass
+
+    def tflops(self, samples_per_second: float, devices: int) -> float | None:
+        """Return TFLOP/s of a device."""
+        made = self.of_a_sample
+        return None if made is None else made * samples_per_second / devices / 1e12
+
+    def mfu(self, tflops: float | None) -> float | None:
+        """Return TFLOP/s as a share of the peak."""
+        return None if tflops is None or self.peak is None else tflops / self.peak
+
+
+@dataclass
 class Training:
     """What the loops work on: one rank's view of the run."""
 
@@ -94,6 +112,7 @@ class Training:
     stop: StopRequest
     sums: Sums
     loss_watch: LossWatch
+    work: Work
     samples_count: bool  # a mean is over samples: no rank has to ask for the others' counts
     drift: Drift
     marker: Marker

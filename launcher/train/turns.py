@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from launcher.data.fetching import Shard
 from launcher.data.randomness import seed_step
 from launcher.errors import RecipeError
+from launcher.model.returned import expect_sums
 from launcher.ranks.context import unwrapped
 from launcher.ranks.gathering import HERE
 from launcher.ranks.gradients import average_gradients
@@ -24,7 +25,6 @@ from launcher.train.step import (
     clipped,
     divide_by_count,
     end_step,
-    expect_sums,
 )
 from launcher.train.training import Measured, Training
 

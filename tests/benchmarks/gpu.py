@@ -38,12 +38,8 @@ import work
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense bf16 TFLOP/s by the vendor's data sheets, found by a part of the device's name: the first
-# that fits. A V100 has no bf16; its fp16 stands in.
-PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312,
-    "L40S": 362, "L4": 121, "V100": 125,
-}  # fmt: skip
+from launcher.model.peaks import peak_tflops
+
 WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
 OPTIONS = {
     "": [],
@@ -83,10 +79,6 @@ def flops_of_step(model: nn.Module, batch: int, shape: Sequence[int]) -> int:
     with FlopCounterMode(display=False) as counter:
         model.to("meta")(images).sum().backward()
     return int(counter.get_total_flops())
-
-
-def peak_tflops(device: str) -> float | None:
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in device), None)
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

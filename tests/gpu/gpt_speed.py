@@ -14,14 +14,16 @@ OPTIONS = ["mixed_precision=bf16", "compile=true"]
 
 
 def main(cpu: bool, folder: Path, note: Note) -> None:
-    import gpu
+
     import torch
     from training import command, launcher
+
+    from launcher.model.peaks import peak_tflops
 
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
     words = SMALL if cpu else OPTIONS
     where = {"CUDA_VISIBLE_DEVICES": ""} if cpu else {}
-    peak = None if cpu else gpu.peak_tflops(torch.cuda.get_device_name())
+    peak = None if cpu else peak_tflops(torch.cuda.get_device_name())
     flops = flops_of_step(small=cpu)
     steps: dict[str, float] = {}
     for number in range(2):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import RECIPES, Run, launcher, many_runs
+from training import PROJECT, RECIPES, Run, launcher, many_runs
 
 from launcher.errors import LauncherError, RecipeError, TrainingFailed
 from launcher.train.measures import numbers
@@ -275,3 +275,47 @@ def test_reports_by_the_clock_are_of_any_steps_and_change_no_weights(
         torch.equal(a, b)
         for a, b in zip(clock.weights.values(), count.weights.values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("more", [[], ["shard=true", "micro_batch_size=7"]])
+def test_operations_are_counted_and_nothing_of_a_run_is_touched(
+    more: list[str], tmp_path: Path
+) -> None:
+    words = ["run", RECIPES / "curve.py", "--nproc", 2, "epochs=1", "samples=197", "dropout=0.2"]
+    words += ["augment=true", "hidden=16", "log_every=1", "num_workers=1", *more]
+    peak = ["--peak-tflops", 0.5]
+    for name, asked in (("counted", peak), ("plain", [])):
+        done = launcher(*words, *asked, "--run-dir", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    counted, plain = Run(tmp_path / "counted"), Run(tmp_path / "plain")
+    assert counted.weight_bytes == plain.weight_bytes
+    assert all(row["tflops"] is row["mfu"] is None for row in plain.rows)
+    first, *rows = [row for row in counted.rows if row["split"] == "train"]
+    assert first["tflops"] is None
+    # A product forward, and two backward, but for the first layer, whose input needs no gradient.
+    flops = 2 * (2 * 784 * 16 + 3 * (16 * 16 + 16 * 10))
+    for row in rows:
+        assert row["tflops"] == pytest.approx(flops * row["samples_per_second"] / 2 / 1e12)
+        assert row["mfu"] == pytest.approx(row["tflops"] / 0.5)
+
+
+STEP = """
+    def train_step(self, model, batch, loss_fn):
+        from launcher import StepSums
+
+        x, y = batch
+        loss = loss_fn(model(x), y) * len(x)
+        assert loss.item() > 0
+        return StepSums(loss, len(x))
+
+"""
+
+
+def test_a_step_that_needs_values_has_no_operations_counted_and_says_so(tmp_path: Path) -> None:
+    source = (PROJECT / "recipes" / "digits.py").read_text()
+    head, model, rest = source.partition("    def model(self)")
+    (tmp_path / "own.py").write_text(head + STEP + model + rest)
+    done = launcher("run", "own.py", "peak_tflops=1", "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("FLOP/s are not known: DataDependentOutputException") == 1
+    assert all(row["mfu"] is None for row in Run(tmp_path / "r").rows)

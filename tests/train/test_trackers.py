@@ -113,6 +113,8 @@ def test_a_report_is_a_line_of_json_as_soon_as_it_is_made(tmp_path: Path) -> Non
             "gpu_memory": None,
             "steps_in_all": None,
             "eta_seconds": None,
+            "tflops": None,
+            "mfu": None,
         }
     ]
     file.progress(POSITION)

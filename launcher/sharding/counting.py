@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.data.randomness import undisturbed
+from launcher.model.returned import expect_sums
 from launcher.recipe.base import Recipe
 from launcher.sharding import building
-from launcher.train.step import expect_sums
 
 
 class Counted(NamedTuple):
@@ -31,6 +32,14 @@ class Parts(NamedTuple):
     loss_fn: nn.Module
     batch: Any
     mode: FakeTensorMode | None
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    """Return a recipe with other hyperparameters."""
+    other = copy(recipe)
+    for name, value in values.items():
+        object.__setattr__(other, name, value)
+    return other
 
 
 def without_values(
