@@ -20,7 +20,7 @@ from launcher.run.listing import RunSummary, rows_of, summary
 from launcher.times import notes
 
 NEWER = {"learning_rate": 0.1, "samples_per_second": 90.0, "gradient_norm": 1.5}
-NEWER |= {"step_time": 0.5, "data_wait": 0.25, "gpu_memory": 1e9}
+NEWER |= {"step_time": 0.5, "data_wait": 0.25, "gpu_memory": 1e9, "tflops": 0.5, "mfu": 0.5}
 NEWER_ROWS = [one | NEWER if one["split"] == "train" else one for one in ROWS]
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -115,7 +115,7 @@ def test_a_chart_that_no_run_has_rows_for_is_left_out(tmp_path: Path) -> None:
     new = made(tmp_path / "new", [row("train", 0, 1, 1.0) | NEWER])
     assert [f["title"] for f in figures_of(page(read(old), 1e9))] == ["Loss", "Accuracy"]
     both = figures_of(page(read(old, new), 1e9))
-    assert [len(f["data"]) for f in both] == [3, 3, *[1] * 6]
+    assert [len(f["data"]) for f in both] == [3, 3, *[1] * 8]
     empty = page(read(made(tmp_path / "empty")), 1e9)
     assert not figures_of(empty)
     assert "Nothing has been reported yet" in empty
@@ -192,9 +192,9 @@ def test_a_browser_draws_the_curves_and_asks_for_nothing(tmp_path: Path) -> None
     drawn, asked = dom(target, tmp_path)
     tags = Tags(drawn)
     # Two runs: curves of training and testing in two charts, of training alone in the others.
-    assert tags.count("g", "trace scatter") == 2 * (2 + 2) + 6 * 2
+    assert tags.count("g", "trace scatter") == 2 * (2 + 2) + 8 * 2
     curves = [a["d"] or "" for _, a in tags.found if a.get("class") == "js-line"]
-    assert len(curves) == 20
+    assert len(curves) == 24
     assert all(re.match(r"M[\d.]+,[\d.]+L", curve) for curve in curves)
     assert "90.00%" in drawn
     assert not [a for _, a in tags.found if {"src", "href", "xlink:href"} & set(a)]
