@@ -209,7 +209,7 @@ def test_a_job_that_gets_no_environment_trains(
 def test_a_job_that_can_never_start_is_told_at_once(cluster: Cluster, tmp_path: Path) -> None:
     # A quality of service may allow more than its partition: only SLURM knows.
     words = ["submit", "digits", "--no-checks", "--time=90", "--qos=any"]
-    words += ["--run-dir", tmp_path / "a b"]
+    words += ["--run-dir", str(tmp_path / "a b")]
     done = launcher(*words, cwd=tmp_path, env=cluster.env)
     assert done.returncode == 0, done.stderr
     said = "warning: it can never start as it is (PartitionTimeLimit): launcher cancel 'a b'"
