@@ -69,8 +69,7 @@ def _guard(parent: int, start: Callable[[], int]) -> int:
 
 def _has_children() -> bool:
     with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        os.waitpid(-1, os.WNOHANG)
         return True
     return False
 
