@@ -1,5 +1,6 @@
 """The benchmarks run; how fast they find anything is not for a test to say."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -45,13 +46,11 @@ def test_the_benchmark_of_scripts_prints_its_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_sharding_prints_its_table(tmp_path: Path) -> None:
-    words = ["--small", "--rounds=1", "--steps=4", "--only=launcher,saves"]
+def test_the_benchmark_of_sharding_says_what_a_save_blocks(tmp_path: Path) -> None:
     script = PROJECT / "tests" / "benchmarks" / "sharded.py"
+    words = ["--small", "--rounds=1", "--only=saves"]
     done = command(sys.executable, script, *words, cwd=tmp_path, timeout_s=250)
     assert done.returncode == 0, done.stderr
-    header, row, *_, saved = done.stdout.splitlines()
-    assert header.split() == ["step", "ms", "median", "ms", "MB", "MB", "with", "save"]
-    assert row.split()[0] == "launcher"
-    assert all(float(number) > 0 for number in row.split()[1:])
-    assert saved.startswith("a save blocks ")
+    gathered, shares = re.findall(r"(\d+) ms", done.stdout)
+    assert int(gathered) > 0
+    assert int(shares) > 0

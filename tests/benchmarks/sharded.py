@@ -219,6 +219,26 @@ def row_of(told: list[dict[str, Any]]) -> dict[str, float]:
     return row | {key: max(one[key] for one in told) for key in ("MB", "MB with save")}
 
 
+def show(rows: dict[str, list[dict[str, float]]]) -> None:
+    """Print medians, and how they stand to each other."""
+    found = {
+        name: {key: statistics.median(row[key] for row in several) for key in several[0]}
+        for name, several in rows.items()
+    }
+    for number, (name, row) in enumerate(found.items()):
+        if number == 0:
+            print(f"{'':12}" + "".join(f"{key:>14}" for key in row))
+        print(f"{name:12}" + "".join(f"{value:14.1f}" for value in row.values()))
+    for key, theirs, aim in (
+        ("MB", "DDP", ", at most 0.60"),
+        ("step ms", "fully_shard", ", at most 1.05"),
+        ("step ms", "DDP", ""),
+    ):
+        if {"launcher", theirs} <= found.keys():
+            ratio = found["launcher"][key] / found[theirs][key]
+            print(f"{key}, launcher of {theirs}: {ratio:.2f}{aim}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -238,26 +258,7 @@ def main() -> None:
         for name, command in timed.items():
             rows[name].append(row_of(started(command, small=options.small)[1]))
             print(f"{name}: {rows[name][-1]}", file=sys.stderr)
-    found = {
-        n: {k: statistics.median(r[k] for r in several) for k in several[0]}
-        for n, several in rows.items()
-    }
-    print(
-        f"{'':12}" + "".join(f"{key:>14}" for key in ("step ms", "median ms", "MB", "MB with save"))
-    )
-    for name, row in found.items():
-        print(f"{name:12}" + "".join(f"{value:14.1f}" for value in row.values()))
-    for key, theirs, aim in (
-        ("MB", "DDP", 0.60),
-        ("step ms", "fully_shard", 1.05),
-        ("step ms", "DDP", None),
-    ):
-        if {"launcher", theirs} <= found.keys():
-            ratio = found["launcher"][key] / found[theirs][key]
-            print(
-                f"{key}, launcher of {theirs}: {ratio:.2f}"
-                + (f", at most {aim:.2f}" if aim else "")
-            )
+    show(rows)
     if "saves" in names:
         print(started(peers(options.steps)["saves"], small=options.small)[0], end="")
     return None
