@@ -16,7 +16,7 @@ from training import CLOCKED, RECIPES, Run, family, launcher, started, survivors
 
 from launcher.run import mark
 
-pytestmark = [pytest.mark.slow, pytest.mark.warm]
+pytestmark = [pytest.mark.slow, pytest.mark.warm, pytest.mark.timeout(400)]
 CURVE = RECIPES / "curve.py"
 WORDS = [
     *("epochs=4", "samples=197", "test_samples=60", "test_batch_size=10", "checkpoint_every=3"),

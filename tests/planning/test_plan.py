@@ -18,6 +18,8 @@ from launcher.recipe.base import Recipe
 from launcher.recipe.file import find, load
 from launcher.recipe.hyperparameters import configure
 
+pytestmark = pytest.mark.warm
+
 SHARED: dict[str, Any] = {"kind": "gpt", "adam": True, "ema_decay": 0.9}
 
 

@@ -19,6 +19,8 @@ from launcher.run.job import SlurmFolder
 from launcher.slurm import client, submit
 from launcher.slurm.points import Wishes
 
+pytestmark = pytest.mark.warm
+
 CURVE = RECIPES / "curve.py"
 
 
