@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -13,8 +14,9 @@ from typing import Any
 import click
 
 from launcher.cli.say import say
-from launcher.cli.slurm import sbatch_of, warn_if_stuck, with_sbatch_options
+from launcher.cli.slurm import run_here, sbatch_of, warn_if_stuck, with_sbatch_options
 from launcher.errors import BadInput
+from launcher.foreground import here as allocation
 from launcher.masks import clean_log
 from launcher.processes import shown
 from launcher.run.directory import RunDir
@@ -194,8 +196,9 @@ def cancel(which: tuple[str, ...], as_json: bool) -> None:
 @with_sbatch_options
 @click.option("--max-requeues", type=click.IntRange(0), help="[default: as before]")
 @click.option("--max-failures", type=click.IntRange(0), help="[default: as before]")
+@click.option("--here", is_flag=True, help="In the allocation that this is in, as before.")
 @_JSON
-def resubmit(run_dir: Path, as_json: bool, **options: Any) -> None:
+def resubmit(run_dir: Path, as_json: bool, here: bool, **options: Any) -> None:
     """Submit the run in RUN_DIR again; it goes on from its newest checkpoint.
 
     The job runs the code as it was at first, with the options of then where none are given now. Of
@@ -206,6 +209,11 @@ def resubmit(run_dir: Path, as_json: bool, **options: Any) -> None:
         for name in ("max_requeues", "max_failures")
         if options[name] is not None
     }
+    if here:
+        asked = SlurmFolder(run_dir / "slurm").asked()
+        wanted = {"nodes": str(asked.get("nodes", 1))} | sbatch_of(options)
+        given = allocation.options(wanted, asked.get("spare_nodes", 0), os.environ)
+        run_here(run_dir, control.renew_here(run_dir, given, budgets))
     jobs = control.resubmit(run_dir, sbatch_of(options), budgets)
     if as_json:
         say(json.dumps({"run_dir": str(run_dir), "jobs": [asdict(job) for job in jobs]}))

@@ -16,7 +16,7 @@ from launcher.cli.say import say
 from launcher.cli.scripts import refuse_for_script, script_options, what, with_script_options
 from launcher.cli.words import PassesOn
 from launcher.errors import BadInput, RunDirError, Stopped
-from launcher.foreground import local
+from launcher.foreground import here, local
 from launcher.job import lifecycle
 from launcher.job import node as job_node
 from launcher.job import place as job_place
@@ -116,6 +116,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--no-snapshot", is_flag=True, help="Run the code as it is when the job starts.")
 @click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
 @click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
+@click.option("--here", is_flag=True, help="Run in the allocation of `salloc` that this is in.")
 @click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
 @click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
 @JSON
@@ -139,7 +140,7 @@ def submit(
     refuse_for_script(asked, grid=options["grid"], init_from=options["init_from"])
     own = asked.words if asked.script else (*asked.words, *ctx.args)
     named = {one.name: options[one.name] for one in fields(Wishes)[3:]}
-    wishes = Wishes(asked.word, own, sbatch_of(options), **named)
+    wishes = Wishes(asked.word, own, _given(options), **named)
     plan = submission.plan(wishes, Program(asked.file, asked.script))
     for warning in plan.warnings:
         say(f"warning: {warning}", err=True, colour="yellow")
@@ -149,12 +150,13 @@ def submit(
         if not is_asked():
             say(slurm_shown.shown(plan))
         return
-    submission.check(plan, queue=not options["local"])
+    in_foreground = options["local"] or options["here"]
+    submission.check(plan, queue=not in_foreground)
     if options["local"]:
         local.check(plan.nodes, plan.request.gpus, spare=wishes.spare_nodes)
     folder = submission.make(plan)
-    if options["local"]:
-        _run_here(plan, folder)
+    if in_foreground:
+        _run_in_foreground(plan, folder)
     jobs = submission.submit(plan, folder)
     where = shown(plan.request.run_dir)
     tell(jobs=[job.id for job in jobs], run_dir=str(plan.request.run_dir))
@@ -166,8 +168,34 @@ def submit(
         sys.exit(0 if control.follow_run(plan.request.run_dir) == "completed" else 1)
 
 
-def _run_here(plan: "Plan", folder: SlurmFolder) -> NoReturn:
-    """Run the scripts of a submission on this machine, and end as they do."""
+def _given(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return sbatch's options; in an allocation those that it settles.
+
+    Raises BadInput for what goes with no run there.
+    """
+    given = sbatch_of(options)
+    if not options["here"]:
+        return given
+    for name in ("local", "grid", "chain", "no_requeue", "follow"):
+        if options[name]:
+            hint = "it is one run, in the foreground, and no queue is behind it"
+            raise BadInput(f"--{name.replace('_', '-')} goes with no --here", hint=hint)
+    return here.options(given, options["spare_nodes"], os.environ)
+
+
+def run_here(run_dir: Path, folder: SlurmFolder) -> NoReturn:
+    """Run the scripts of a run in the allocation that this process is in, and end as they do."""
+    code = here.run(folder)
+    tell_of(RunDir(run_dir))
+    if code == Stopped.exit_code:
+        say(f"it is to be continued; go on: launcher resubmit {shown(run_dir)} --here", err=True)
+    sys.exit(code)
+
+
+def _run_in_foreground(plan: "Plan", folder: SlurmFolder) -> NoReturn:
+    """Run the scripts of a submission on this machine, or from here on, and end as they do."""
+    if plan.wishes.here:
+        run_here(plan.request.run_dir, folder)
     code = local.run(folder, plan.nodes, len(plan.points) if plan.wishes.grid else 0)
     if plan.wishes.grid:
         tell(run_dir=str(plan.request.run_dir))

@@ -1,4 +1,4 @@
-"""A job's scripts in the foreground, the very same ones: on this machine.
+"""A job's scripts in the foreground, the very same ones: on this machine, or in an allocation.
 
-Read `scripts` first; `local` fakes SLURM.
+Read `scripts` first; `local` fakes SLURM, `here` uses the allocation that one is sitting in.
 """

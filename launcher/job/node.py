@@ -47,6 +47,8 @@ def _node(
     if is_completed(run, told["hyperparameters"]):
         return 0
     note(run, nodes.node_rank, "began", name)
+    if step := env.get("SLURM_STEP_ID"):
+        note(run, nodes.node_rank, "srun", f"{env['SLURM_JOB_ID']}.{step}")
     deserted = partial(others_asked, run, nodes.node_rank, nodes.nnodes, nodes.nproc)
     os.environ[LOADED] = str(run.node_mark(nodes.node_rank))
     try:

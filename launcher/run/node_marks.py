@@ -21,7 +21,8 @@ from launcher.run.record import Record
 # all processes can use their devices. After all of them come processes that live, that could load
 # the recipe, and that had data and model when another node's had not.
 Stage = Literal["came", "began", "sound", "loaded", "able"]
-Word = Stage | Literal["asked"]  # to stop: what dies then is no failure
+# "asked" to stop: what dies then is no failure. "srun": which step of which job it is.
+Word = Stage | Literal["asked", "srun"]
 _STAGES: tuple[str, ...] = get_args(Stage)
 _LIVED, _RECIPE, _READY = range(len(_STAGES) + 1, len(_STAGES) + 4)
 _PATIENCE_S = 60.0  # for other nodes to come further, or to fail alike
@@ -48,6 +49,15 @@ def note(run: RunDir, node_rank: int, stage: Word, node: str) -> None:
     """Note that a node has come to a stage; a full or lost disk is found by others."""
     with suppress(OSError), run.node_mark(node_rank).open("a", encoding="utf-8") as file:
         file.write(f"{stage} {node}\n")
+
+
+def told(run: RunDir, word: Word) -> str:
+    """Return what the first node has told under a word, "" where it has not."""
+    with suppress(OSError):
+        lines = run.node_mark(0).read_text(encoding="utf-8", errors="replace").splitlines()
+        words = [line.partition(" ") for line in lines]
+        return next((rest for found, _, rest in words if found == word), "")
+    return ""
 
 
 def look(run: RunDir, node_rank: int, nproc: int, node: str = "") -> Came:

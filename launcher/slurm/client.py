@@ -11,7 +11,7 @@ from launcher.run.job import Job, SlurmFolder
 
 # Words of a client that has lost the controller after asking: the job may be in the queue.
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Unexpected message received")
-_OF_A_JOB = {"JobState", "Reason", "Command", "NodeList", "TimeLimit", "RunTime"}
+_OF_A_JOB = {"JobState", "Reason", "Command", "NodeList", "TimeLimit", "RunTime", "TresPerNode"}
 _ASK_FIRST = "it may have taken the job all the same: `squeue --me` tells; RUN_DIR stays"
 
 

@@ -13,6 +13,7 @@ from launcher.masks import clean_log
 from launcher.processes import shown
 from launcher.run.directory import RunDir, write_json
 from launcher.run.job import Job, SlurmFolder
+from launcher.run.node_marks import told
 from launcher.slurm import client
 from launcher.slurm.options import nodes_of, settled, words_of
 from launcher.slurm.profile import Profile
@@ -20,6 +21,7 @@ from launcher.slurm.status import NoAnswer, Status, ask, jobs_now, runs_of, stat
 
 _LOOK_S = 0.5  # between two looks at a log
 _ASK_S = 5.0  # between two questions to SLURM
+_STARTS_S = 120.0  # until the first node of a start has told its step
 _FIRST_LOOK_S = 1.0  # what SLURM takes to find out that a new job can never start
 # Its reasons for that; others pass: Resources, Priority, QOSMaxJobsPerUserLimit.
 _NEVER = re.compile(
@@ -51,7 +53,8 @@ def cancel(paths: Sequence[Path]) -> list[Cancelled]:
     """Tell all jobs of runs to end; returns those that waited or ran.
 
     SLURM sends SIGTERM, upon which a run saves a checkpoint, and kills what is left after the
-    site's KillWait (30 s by default). Raises LauncherError with SLURM's words where it refuses.
+    site's KillWait (30 s by default). Of a run in somebody's allocation no more than its step ends.
+    Raises LauncherError with SLURM's words where it refuses.
     """
     jobs = {path: SlurmFolder(path / "slurm").jobs() for path in paths}
     asked = jobs_now(job.id for ones in jobs.values() for job in ones)
@@ -63,11 +66,42 @@ def cancel(paths: Sequence[Path]) -> list[Cancelled]:
         if job.name in now
     ]
     if live:
-        done = ask("scancel", *_in_few_words([one.job for one in live], now))
-        if done.returncode:
-            raise LauncherError(f"scancel failed: {done.stderr.strip()}")
+        _scancel(*_in_few_words([one.job for one in live], now))
         _note(live)
-    return live
+    steps = [Cancelled(str(path), step, "RUNNING") for path in paths if (step := _step(path))]
+    if steps:  # without a word of which signal, a step is killed at once
+        _scancel("--signal=TERM", *(one.job for one in steps))
+    return live + steps
+
+
+def _scancel(*words: str) -> None:
+    done = ask("scancel", *words)
+    if done.returncode:
+        raise LauncherError(f"scancel failed: {done.stderr.strip()}")
+
+
+def _step(path: Path) -> str | None:
+    """Return the step that a run is in the allocation of `submit --here`, None where it is none.
+
+    Raises BadInput where it is just starting: SLURM does not know it yet.
+    """
+    folder = SlurmFolder(path / "slurm")
+    attempts = folder.attempts() if folder.asked().get("restart") == "here" else []
+    queued = [job.name for job in folder.jobs()]
+    if not attempts or attempts[-1].verdict or attempts[-1].job in queued:
+        return None
+    step = told(RunDir(path), "srun")
+    if not step and time.time() - attempts[-1].started < _STARTS_S:
+        hint = "try again in a moment, or give Ctrl-C where it runs"
+        raise BadInput(f"`{path}` is just starting in job {attempts[-1].job}", hint=hint)
+    lives = step and step in ask("squeue", "--noheader", f"--steps={step}", "--format=%i").stdout
+    return step if lives else None
+
+
+def end_step(folder: SlurmFolder) -> None:
+    """Kill what runs of a run in an allocation, where anything does."""
+    if step := told(RunDir(folder.path.parent), "srun"):
+        ask("scancel", step)
 
 
 def _note(cancelled: Sequence[Cancelled]) -> None:
@@ -126,6 +160,18 @@ def resubmit(path: Path, options: Mapping[str, str], budgets: Mapping[str, int])
             for one, was in before.items():
                 write_json(one.job, was)
         raise
+
+
+def renew_here(path: Path, options: Mapping[str, str], budgets: Mapping[str, int]) -> SlurmFolder:
+    """Give a run of `submit --here` new budgets; raises BadInput for others, and completed ones."""
+    folder = SlurmFolder(path / "slurm")
+    asked = folder.asked()
+    if asked.get("restart") != "here" or folder.jobs():
+        hint = f"`launcher resubmit {shown(path)}` puts it into the queue"
+        raise BadInput(f"`{path}` was not made by `launcher submit --here`", hint=hint)
+    _left_to_do(path)
+    write_json(folder.job, _asked_now(asked, options, budgets))
+    return folder
 
 
 def _checked(options: Mapping[str, str], nproc: int) -> dict[str, str]:

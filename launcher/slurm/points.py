@@ -37,12 +37,15 @@ class Wishes:
     max_failures: int = 3
     no_snapshot: bool = False
     no_checks: bool = False  # of the nodes, before each start
+    here: bool = False  # in the allocation that this process is in
     tracking: str | None = None
     init_from: Path | None = None  # a run directory, or a file of weights
 
     @property
-    def restart(self) -> Literal["requeue", "chain", "never"]:
-        """What starts the job again."""
+    def restart(self) -> Literal["requeue", "chain", "never", "here"]:
+        """What starts the job again where its nodes, or its time, are not enough for that."""
+        if self.here:
+            return "here"  # whoever sits there
         return "chain" if self.chain else "never" if self.no_requeue else "requeue"
 
 

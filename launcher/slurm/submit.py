@@ -87,6 +87,8 @@ def plan(wishes: Wishes, program: Program | None = None) -> Plan:
         raise BadInput(f"--template {wishes.template} is no folder")
     profiles = [folder / "profiles" for folder in (*templates, Path.cwd() / "slurm")]
     profile = slurm_profile.load(wishes.profile, profiles)
+    if wishes.here:  # its queue has been passed
+        profile = replace(profile, sbatch={})
     sites, _ = options.of_environment(os.environ)
     defaults = DEFAULTS | {"job-name": file.name}
     settings = options.settled(wishes.sbatch or {}, profile, defaults, sites)
