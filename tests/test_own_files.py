@@ -23,6 +23,8 @@ from launcher.slurm import snapshot, submit
 from launcher.slurm.client import RefusedError
 from launcher.slurm.points import Wishes
 
+pytestmark = pytest.mark.warm
+
 # Every name that a run directory has, as files of somebody who knows nothing of runs.
 THEIRS = {
     "snapshot/old/data.txt": "precious",

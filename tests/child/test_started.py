@@ -17,7 +17,7 @@ from launcher import start
 from launcher.child.started import StartedRun
 from launcher.errors import BadInput
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 TROUBLE = RECIPES / "trouble.py"
 
 

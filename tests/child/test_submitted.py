@@ -9,7 +9,7 @@ from training import Run, clean_environment
 from launcher import submit
 from launcher.errors import BadInput, LauncherError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 
 
 @pytest.fixture(autouse=True)
