@@ -11,6 +11,8 @@ from training import RECIPES, Run, command, launcher, wait_for
 from launcher.doctor.checks import file_system
 from launcher.run import mark
 
+pytestmark = pytest.mark.warm
+
 CURVE, TROUBLE = RECIPES / "curve.py", RECIPES / "trouble.py"
 WORDS = ["samples=100", "test_samples=30", "checkpoint_every=3"]
 LACKING = "has no hard links, no flushing of folders, no shared memory maps: runs do without"

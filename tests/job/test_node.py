@@ -19,7 +19,7 @@ from launcher.run.directory import RunDir, write_json
 from launcher.run.job import SlurmFolder
 from launcher.run.node_marks import look, note
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
 
 
 def a_run(
