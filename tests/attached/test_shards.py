@@ -17,6 +17,8 @@ from training import command
 import launcher
 from launcher.errors import BadInput, DataError, RecipeError, SampleFailed
 
+pytestmark = pytest.mark.warm
+
 LOOP = Path(__file__).with_name("hand_made.py")
 SIZE = 13
 
