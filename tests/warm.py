@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,8 @@ class Warm:
     def close(self) -> None:
         """End it; what it began runs on."""
         if self._socket:
+            with suppress(OSError):  # it may have ended
+                self._socket.shutdown(socket.SHUT_RDWR)  # for forks of this one, too: they hold it
             self._socket.close()
         if self._process:
             self._process.wait(_PATIENCE_S)
