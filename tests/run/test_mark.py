@@ -44,11 +44,15 @@ def test_without_a_path_marking_is_harmless() -> None:
 
 
 def watched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_timeout_s: float = 60
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_timeout_s: float = 60,
+    timeout_s: float = 0.05,
 ) -> tuple[list[Marker], HangWatch]:
     monkeypatch.setattr(supervise, "_LOOK_S", 0.0)
     paths = {rank: tmp_path / str(rank) for rank in range(2)}
-    return [Marker(path) for path in paths.values()], HangWatch(paths, 0.05, start_timeout_s)
+    markers = [Marker(path) for path in paths.values()]
+    return markers, HangWatch(paths, timeout_s, start_timeout_s)
 
 
 def until_a_verdict(watch: HangWatch, looks: int = 200) -> str | None:
@@ -109,12 +113,12 @@ def test_a_disk_that_one_rank_waits_for_has_the_limit_of_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mark, "BEAT_S", 0.01)
-    markers, watch = watched(tmp_path, monkeypatch, start_timeout_s=0.5)
+    markers, watch = watched(tmp_path, monkeypatch, start_timeout_s=2, timeout_s=0.5)
     for marker in markers:
         marker.step(1)
     with markers[0].beating(), markers[1].waiting():
         assert until_a_verdict(watch, looks=60) is None
-        said = until_a_verdict(watch, looks=600)
+        said = until_a_verdict(watch, looks=3000)
     assert said
     assert "waited for a disk for" in said
     assert "rank 0 was behind, in step 1" in said
