@@ -1,5 +1,6 @@
 """`launcher.attach`: whatever happens to a script, it ends where the undisturbed one does."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,10 @@ def test_a_script_that_is_killed_and_stopped_ends_as_undisturbed(
     assert "stopped on request after" in stopped.stdout
     assert stopped.returncode == (75 if world == 1 else 1)  # torchrun's
     assert Run(tmp_path / "r").result["state"] == "stopped"
-    assert stopped.stderr.count("exitcode  : 75") == (world if world > 1 else 0)
+    codes = re.findall(r"exitcode  : (-?\d+)", stopped.stderr)
+    if world > 1:  # torchrun ends who is still leaving when another has
+        assert "75" in codes
+        assert {*codes} <= {"75", "-15"}
     done = by_python(world, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert remains(tmp_path / "r") == whole(world)

@@ -178,7 +178,7 @@ def test_a_run_ends_with_the_program_that_has_started_it(
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # launcher, guard, agent, workers
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert not survivors(family)
     assert Run(folder / "r").result["state"] == "stopped"
     assert not (folder / "r" / "lock.json").exists()
@@ -187,7 +187,7 @@ def test_a_run_ends_with_the_program_that_has_started_it(
 def test_ctrl_c_stops_the_run_and_is_raised(folder: Path) -> None:
     process = program(folder)
     process.send_signal(signal.SIGINT)
-    said, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=120)
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert "stopping after this step" in said
     assert Run(folder / "r").result["state"] == "stopped"
