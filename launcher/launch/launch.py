@@ -207,7 +207,8 @@ def launch(job: Launch) -> None:
         mirror = Mirror.of(job.run) if mirrored else None
         if mirrored:
             warn_of_disk(job.run.path)
-            print(f"run directory: {shown(job.run.path)}", file=sys.stderr, flush=True)
+            if sys.stderr.isatty():  # before seconds of imports
+                print(f"run directory: {shown(job.run.path)}", file=sys.stderr)
         error = _attempts(job, told)
         if error and job.run.config.exists() and not job.managed:
             write_result(job.run, job.nodes.world_size, error, time.time() - started)

@@ -21,7 +21,8 @@ _ASK_AGAIN_S = 1.0  # a worker that has just started does not hear yet
 _LOOK_S = 0.5  # between two looks at how far the ranks are
 _LOOK_AROUND_S = 5.0  # and at other machines
 _DUMP_S = 1.0  # what writing all stacks may take
-_SAY_AFTER_S = 5.0  # how long imports have to take to be worth a word
+_SAY_AFTER_S = 5.0  # how long imports have to take to be worth a word on a terminal
+_SAY_IN_LOG_S = 30.0  # and elsewhere
 _LONG_S = 60.0  # and how long a start has to last for its limit to be worth one
 
 
@@ -87,7 +88,8 @@ class HangWatch:
 
     def _say_what_it_does(self, seconds: float) -> None:
         """Say why nothing is said, once each; what ranks do once they are there, they say."""
-        if seconds > _SAY_AFTER_S and not self._all_there():
+        after_s = _SAY_AFTER_S if sys.stderr.isatty() else _SAY_IN_LOG_S
+        if seconds > after_s and not self._all_there():
             self._say_once("importing torch and the recipe", seconds)
         if seconds > _LONG_S:
             limit = f"start_timeout={self._start_timeout_s:g} ends a run that does nothing so long"

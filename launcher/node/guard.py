@@ -64,6 +64,7 @@ def _guard(parent: int, start: Callable[[], int]) -> int:
         ended, status = os.wait()  # orphans that end are waited for as well
     if _has_children():
         _end_what_is_left()
+    signal.setitimer(signal.ITIMER_REAL, 0)  # Python takes its handlers away while it ends
     return _ended_alike(os.waitstatus_to_exitcode(status))
 
 

@@ -26,8 +26,8 @@ CHILDREN = RECIPES / "leaves_children.py"
 GUARD = [sys.executable, "-m", "launcher.node.guard"]
 
 
-def guarded(*line: str) -> "subprocess.CompletedProcess[str]":
-    env = clean_environment() | {PARENT: str(os.getpid())}
+def guarded(*line: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    env = clean_environment() | {PARENT: str(os.getpid())} | more
     words = [*GUARD, sys.executable, "-c", *line]
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
 
@@ -35,6 +35,13 @@ def guarded(*line: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("code", [0, 7])
 def test_a_guard_ends_with_the_code_of_its_command(code: int) -> None:
     assert guarded(f"import sys; sys.exit({code})").returncode == code
+
+
+def test_a_guard_that_takes_long_to_end_ends_as_its_command_all_the_same(tmp_path: Path) -> None:
+    """As on a busy machine: when Python has taken its handlers away, signals are deadly."""
+    slow = "import sys, time\nclass Slow:\n    def __del__(self, wait=time.sleep): wait(1.3)\n"
+    (tmp_path / "sitecustomize.py").write_text(slow + "sys.slow = Slow()\n")
+    assert guarded("import sys; sys.exit(7)", PYTHONPATH=str(tmp_path)).returncode == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])

@@ -86,7 +86,7 @@ def test_a_first_step_has_another_limit(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_waited_for_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(supervise, "_SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(supervise, "_SAY_IN_LOG_S", 0.0)
     monkeypatch.setattr(supervise, "_LONG_S", 0.0)
     _, watch = watched(tmp_path, monkeypatch)
     until_a_verdict(watch, looks=5)
