@@ -173,7 +173,7 @@ def test_the_run_directory_keeps_its_contract(tmp_path: Path) -> None:
     assert run.result["state"] == "completed"
     assert {p.name for p in run.path.iterdir()} == {
         "recipe.py", "config.json", "metrics.jsonl", "result.json", "model.safetensors", "logs",
-        "checkpoints",
+        "checkpoints", "times.jsonl",
     }  # fmt: skip
     assert {"rank-0.log", "rank-1.log"} <= {p.name for p in (run.path / "logs").iterdir()}
     assert not [p for p in run.path.rglob("*") if p.name.endswith(".tmp")]

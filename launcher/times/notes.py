@@ -76,6 +76,8 @@ def _is_whole(told: Mapping[str, Any]) -> bool:
     needed = _NEEDED.get(str(told.get("event")))
     if needed is None or not all(isinstance(told.get(name), needed[name]) for name in needed):
         return False
+    if not isinstance(told.get("queued") or 0, int | float):
+        return False
     return all(isinstance(seconds, int | float) for seconds in told.get("spent", {}).values())
 
 

@@ -128,6 +128,7 @@ def test_lines_that_are_torn_or_of_others_are_passed_over(tmp_path: Path) -> Non
     assert notes.said(run) == ""
     notes.append(run, "start", time=1000.0, in_job=False)
     with run.times.open("ab") as file:
+        file.write(b'{"event": "job", "time": 1.0, "name": "7", "queued": ["a"]}\n')
         file.write(b'[1]\n{"event": "end", "spent": {"training": "long"}, "steps": 1, "how": ""}\n')
         file.write(b'{"event": "begin", "spent": {"starting": 1.0}, "steps": 0}\n{"event": "no')
     notes.append(run, "note", spent={"starting": 2.00049}, steps=0)
