@@ -144,6 +144,7 @@ class _Told:
             self._name_until(min(next_time, self._at + EVERY_S), "unknown")
 
     def _name_until(self, when: float, name: str) -> None:
+        self._at = self._at or when  # the line before it was lost: nothing tells since when
         self.total[name] = self.total.get(name, 0.0) + max(0.0, when - self._at)
         self._at = max(self._at, when)
 

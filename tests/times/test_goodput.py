@@ -172,6 +172,11 @@ def story(starts: Any, *, notes: bool = True) -> tuple[list[Line], float, float]
     return lines, whole, now
 
 
+def test_a_start_in_a_job_whose_own_line_is_lost_did_not_begin_in_1970() -> None:
+    told = start(1000, begin(0), end("completed", 1, training=3), in_job=True)
+    assert goodput(told) == {"training": 3}
+
+
 @PATIENT
 @given(STARTS)
 def test_every_second_has_one_name(starts: Any) -> None:
