@@ -28,7 +28,7 @@ from wandb_server import Run as Page
 
 from launcher.run.wandb import history_row, position
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # 80 steps of some 50 ms, a report every 5: long enough for something to happen.
 CURVE = (RECIPES / "curve.py", "epochs=4", "step_s=0.04", "hidden=16", "log_every=5")
 LONG = (*CURVE[:1], "epochs=10", *CURVE[2:])
