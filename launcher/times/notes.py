@@ -45,7 +45,7 @@ def read(run: RunDir) -> list[dict[str, Any]]:
         lines = run.times.read_bytes().splitlines()
     except OSError:
         return found
-    for line, behind in zip(lines, [*lines[1:], b""], strict=True):
+    for line, behind in zip(lines, [*lines[1:], b""], strict=False):
         if _is_note(line) and _is_note(behind):
             continue  # a week has a hundred thousand of them
         with suppress(ValueError):  # cut short by a full disk

@@ -126,6 +126,8 @@ def test_a_script_tells_as_much_as_it_attaches(tmp_path: Path) -> None:
 def test_lines_that_are_torn_or_of_others_are_passed_over(tmp_path: Path) -> None:
     run = made(tmp_path / "r")
     assert notes.said(run) == ""
+    run.times.touch()
+    assert notes.said(run) == ""
     notes.append(run, "start", time=1000.0, in_job=False)
     with run.times.open("ab") as file:
         file.write(b'{"event": "job", "time": 1.0, "name": "7", "queued": ["a"]}\n')
