@@ -30,6 +30,7 @@ class Chart:
     axis: Mapping[str, Any]
 
 
+_SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
 CHARTS = (
     Chart("loss", "Loss", ".4g", {}),
     Chart("accuracy", "Accuracy", ".2%", {"tickformat": ".0%"}),
@@ -37,19 +38,9 @@ CHARTS = (
     Chart("samples_per_second", "Throughput, samples/s", ",.0f", {"rangemode": "tozero"}),
     Chart("gradient_norm", "Gradient norm", ".4g", {"rangemode": "tozero"}),
     Chart("step_time", "Seconds a step", ".4g", {"rangemode": "tozero"}),
-    Chart(
-        "data_wait",
-        "Share of time waiting for data",
-        ".1%",
-        {"tickformat": ".0%", "rangemode": "tozero"},
-    ),
+    Chart("data_wait", "Share of time waiting for data", ".1%", _SHARE),
     Chart("tflops", "TFLOP/s a device", ".4g", {"rangemode": "tozero"}),
-    Chart(
-        "mfu",
-        "MFU, share of the peak",
-        ".1%",
-        {"tickformat": ".0%", "rangemode": "tozero"},
-    ),
+    Chart("mfu", "MFU, share of the peak", ".1%", _SHARE),
     Chart("gpu_memory", "GPU memory, bytes", ".4s", {"rangemode": "tozero"}),
 )
 _SHOWN = [chart.field for chart in CHARTS]
@@ -207,13 +198,13 @@ def parallel(
 def _axis(values: Sequence[Any]) -> tuple[list[float | None], list[tuple[float, str]]]:
     """Return the place of each value between 0 and 1, and what is written at some places."""
     numbers = [number(value) for value in values]
-    known = sorted({one for one in numbers if one is not None})
-    if known and len([v for v in values if v is not None]) == len(
-        [one for one in numbers if one is not None]
+    known = [one for one in numbers if one is not None]
+    if known and all(
+        (one is None) == (value is None) for one, value in zip(numbers, values, strict=True)
     ):
-        least, width = known[0], (known[-1] - known[0]) or 1.0
+        least, width = min(known), (max(known) - min(known)) or 1.0
         places = [None if one is None else (one - least) / width for one in numbers]
-        ends = known if len(known) < 2 else [known[0], known[-1]]
+        ends = sorted({least, max(known)})
         return places, [((one - least) / width, f"{one:.4g}") for one in ends]
     words = sorted({word(value) for value in values})
     place = {one: at / max(len(words) - 1, 1) for at, one in enumerate(words)}

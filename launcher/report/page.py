@@ -96,9 +96,8 @@ def in_order(shown: Sequence[tuple[RunSummary, Rows]]) -> list[tuple[RunSummary,
     """Return few runs as they are given, and many by what they differ in: r2 before r10."""
     if len(shown) <= _MANY:
         return list(shown)
-    names = labels([run for run, _ in shown])
-    by_name = dict(zip(map(id, shown), names, strict=True))
-    return sorted(shown, key=lambda pair: _natural(by_name[id(pair)]))
+    named = zip(labels([run for run, _ in shown]), shown, strict=True)
+    return [pair for _, pair in sorted(named, key=lambda one: _natural(one[0]))]
 
 
 def _natural(text: str) -> list[tuple[int, float, str]]:
