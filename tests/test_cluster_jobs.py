@@ -52,18 +52,19 @@ def check_times(job: Submitted) -> None:
     wait_for(lambda: "time of 2 starts, " in job.said.splitlines()[-1])
 
 
+@pytest.mark.timeout(600)  # scontrol gives up on a silent controller after half a minute, each time
 def test_a_controller_that_is_away_when_a_job_wants_to_go_on_is_waited_for(
     cluster: Cluster, tmp_path: Path, undisturbed: Run
 ) -> None:
     job = in_mid_epoch(two_nodes(cluster, tmp_path))
     cluster.run("scancel", "--signal=USR1", "--batch", str(job.job))
     cluster.stop_controller()
-    try:  # scontrol itself waits out some seconds
-        wait_for(lambda: "scontrol requeue failed, and is tried again" in job.said, timeout_s=90)
+    try:
+        wait_for(lambda: "scontrol requeue failed, and is tried again" in job.said, timeout_s=240)
         assert job.result["state"] == "stopped"
     finally:
         cluster.start_controller()
-    wait_for(lambda: len(job.attempts) == 2, timeout_s=90)
+    wait_for(lambda: len(job.attempts) == 2, timeout_s=240)
     assert job.wait() == "COMPLETED", job.said
     assert verdicts(job) == ["timeout", "completed"]
     check_same(job, undisturbed)
@@ -162,7 +163,7 @@ def test_a_node_that_failed_its_checks_is_left_out_though_slurm_was_not_told_in_
     words = ["digits", "epochs=1", "--max-failures=1", "--profile", tmp_path / "site.toml"]
     job = submit(cluster, tmp_path, *words)
     assert job.wait() == "COMPLETED", job.said
-    assert "scontrol update failed, and is tried again: exit code 1" in job.said
+    assert "scontrol update failed, and is tried again" in job.said
     assert f"job {job.job} leaves out n1: back into the queue" in job.said
     assert [(one.nodes, one.bad_nodes) for one in job.attempts] == [("n1", ["n1"]), ("n2", [])]
     assert cluster.job(job.job)["ExcNodeList"] == "n1"

@@ -83,6 +83,9 @@ def _until_done(job: str, *words: str) -> None:
     wait_s = 0.0
     while (done := scontrol(*words)).returncode:
         said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        if not wait_s:  # said before the next question, which a silent controller makes a long one
+            again = f"scontrol {words[0]} failed, and is tried again while the job is there: {said}"
+            print(again, file=sys.stderr, flush=True)
         state, now = job_state(job).get("JobState"), time.monotonic()
         if state == "PENDING" and words[0] == "requeue":
             return  # it was done, and only the answer was lost
@@ -91,8 +94,5 @@ def _until_done(job: str, *words: str) -> None:
         if gone or now - refused > _REFUSED_S or now - began > _SILENT_S:
             hint = "`launcher resubmit RUN_DIR` goes on from the last checkpoint"
             raise Stopped(f"scontrol {words[0]} failed, the job does not go on: {said}", hint=hint)
-        if not wait_s:
-            again = f"scontrol {words[0]} failed, and is tried again: {said}"
-            print(again, file=sys.stderr, flush=True)
         wait_s = min(2 * wait_s or _FIRST_S, _AGAIN_S)
         time.sleep(wait_s)

@@ -45,7 +45,7 @@ def test_a_controller_that_is_away_is_asked_until_it_answers(
     scontrol(run.path, f"*) {away} ;;")
     requeue(run, "12_3", "n1,n7")
     assert asked(run.path)[-2:] == ["requeue 12_3", "update JobId=12_3 ExcNodeList=n1,n7"]
-    assert capsys.readouterr().err.count(f"is tried again: {AWAY}") == 1
+    assert capsys.readouterr().err.count(f"is tried again while the job is there: {AWAY}") == 1
     assert (read_json(run.result) or {})["error"] == "stopped on request"
 
 
