@@ -32,6 +32,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "gpt": GPT,
     "single": {"kind": "mlp", "exact": False, "adam": True, "epochs": 3},
     "stream": {"recipe": "streamed", "dtype": "float64", "keeps": "state", "num_workers": 0},
+    "uneven": {"kind": "mlp", "uneven": True, "adam": True, "epochs": 3},
     "ghosts": {"kind": "mlp", "batch_size": 2, "samples": 7, "epochs": 4, "adam": True},
 }
 HALF = MLP | {"epochs": 2}

@@ -39,6 +39,9 @@ class Apart:
     def __call__(self, what: int = 0) -> None:
         """Tell the others what this rank does next."""
 
+    def leave_unused(self) -> None:
+        """Have no gradient of a weight that no rank has used in a step."""
+
     def blaming(self) -> AbstractContextManager[None]:
         """Explain what fails because a part of the model was used otherwise than by calling it."""
         return nullcontext()

@@ -117,7 +117,8 @@ class Drift:
             f"ranks have drifted apart between {since} and step {step}: they differ in {listed}",
             hint="gradients are averaged over ranks only for what `model(…)` is called for: has "
             "`train_step` called `unwrapped(model)` or a part of the model by itself, stepped a "
-            "second optimizer, unfrozen parameters, or changed weights by hand?",
+            "second optimizer, unfrozen parameters, or changed weights by hand? Where steps leave "
+            "some weights out, give find_unused_parameters=true",
         )
 
 

@@ -148,6 +148,8 @@ def _wrap(
     wrap(model, mp_policy=fsdp.MixedPrecisionPolicy(half, exact, exact))
     for module in (*apart.values(), model):
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo has no mean
+        if zeros := getattr(module, "set_reduce_scatter_unused_params", None):
+            zeros(True)  # for weights that other ranks use: else sums over ranks do not fit
 
 
 def _hand_out(parameter: nn.Parameter, whole: Tensor, context: Context) -> None:

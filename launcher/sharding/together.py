@@ -3,6 +3,8 @@
 Weights are gathered from all ranks when a module is called. A rank that calls what another does
 not would wait for ever, or get another module's weights. So before a pass, and before whatever else
 they do together, ranks tell each other what comes next.
+
+Weights inside of a module may be used on some ranks only: the others count as zeros.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,9 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from launcher.errors import RecipeError, TrainingFailed
+from launcher.model.pieces import in_pieces
 from launcher.ranks.context import Apart
 
 TALK, BACKWARD, _FIRST = 0, 1, 2  # what comes next; from the last one on a module's forward pass
@@ -38,21 +41,63 @@ class Together(Apart):
         self._names = ["", *members]
         self._watched = [model, *members.values()]
         self._depth = self._passes = self._order = 0
+        self._weights = {name: p for name, p in model.named_parameters() if in_pieces(p)}
+        self._used = set[str]()  # in this step
         for number, module in enumerate(self._watched):
             module.register_forward_pre_hook(partial(self._before, number), prepend=True)
             module.register_forward_hook(self._after, always_call=True)
+            self._note_use(module, self._names[number])
 
     def __call__(self, what: int = TALK) -> None:
         """Tell the others what comes next; collective."""
+        self._tell(what, 0)
+
+    def _tell(self, what: int, flag: int) -> int:
+        """Tell what comes next, and return the largest `flag` of any rank; collective."""
         if self._group is None:  # nobody else is there
-            return
-        told = torch.tensor([what, -what, self._order, -self._order])
+            return flag
+        told = torch.tensor([what, -what, self._order, -self._order, flag])
         dist.all_reduce(told, dist.ReduceOp.MAX, self._group)
-        most, least, last, first = told.tolist()
+        most, least, last, first, flag = told.tolist()
         if most != -least:
             raise _apart(f"one is at {self._name(-least)}, another at {self._name(most)}")
         if last != -first:
             raise _apart("they have called its modules in another order")
+        return flag
+
+    def _note_use(self, module: nn.Module, prefix: str) -> None:
+        """Have the weights of a module noted as used whenever they get a gradient.
+
+        They are gathered as other tensors than their pieces, the same ones each time.
+        """
+
+        def begin(*_: Any) -> None:
+            handle.remove()
+            for name, parameter in module.named_parameters(prefix=prefix):
+                if name in self._weights and not in_pieces(parameter):  # of no module inside
+                    watch: Any = parameter.register_post_accumulate_grad_hook
+                    watch(partial(self._note, name))
+
+        handle = module.register_forward_pre_hook(begin)  # behind torch's, which gathers
+
+    def _note(self, name: str, _parameter: Tensor) -> None:
+        self._used.add(name)
+
+    def leave_unused(self) -> None:
+        """Have no gradient of a weight that no rank has used in a step; collective.
+
+        Torch has zeros for it, and those would change it where an optimizer remembers or decays.
+        """
+        used = [p.grad is None or name in self._used for name, p in self._weights.items()]
+        self._used.clear()
+        if not self._tell(TALK, int(not all(used))):
+            return
+        anywhere = torch.tensor(used, dtype=torch.uint8)
+        if self._group is not None:
+            dist.all_reduce(anywhere, dist.ReduceOp.MAX, self._group)
+        for parameter, taken in zip(self._weights.values(), anywhere.tolist(), strict=True):
+            if not taken:
+                parameter.grad = None
 
     def _before(self, number: int, _module: nn.Module, _given: Any) -> None:
         if self._depth == 0:

@@ -45,6 +45,7 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
             run.sums.add(sums)
             count = count + sums.count
     run.sums.end_step(shard.own, left_out(run, shard))
+    run.context.together.leave_unused()
     if run.not_reduced:
         average_gradients(run.not_reduced, run.context)
     if not run.begun:

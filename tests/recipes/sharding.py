@@ -11,11 +11,24 @@ from launcher import ArrayDataset, Recipe, StepSums, main
 from launcher.sharding import shares
 
 
+class Some(nn.Linear):
+    """Changes only samples whose first number is large: in some steps none, or none of a rank's."""
+
+    def __init__(self, width: int, least: float) -> None:
+        super().__init__(width, width)
+        self.least = least
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[:, 0] > self.least
+        return torch.where(rows[:, None], super().forward(x), x) if rows.any() else x
+
+
 class Layer(nn.Module):
     """Adds to x what follows from it."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, uneven: bool) -> None:
         super().__init__()
+        self.some = Some(width, 0.5) if uneven else nn.Identity()
         self.norm, self.into, self.out = (
             nn.LayerNorm(width),
             nn.Linear(width, 7),
@@ -23,6 +36,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.some(x)
         out: Tensor = x + self.out(torch.tanh(self.into(self.norm(x))))
         return out
 
@@ -30,11 +44,12 @@ class Layer(nn.Module):
 class MLP(nn.Module):
     """Layers in lists of lists, a scalar, and buffers: one that moves, one that is not saved."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, uneven: bool) -> None:
         super().__init__()
+        self.some = Some(5, 1.0) if uneven else nn.Identity()
         self.first = nn.Linear(5, width)
-        inner = nn.ModuleList([Layer(width), Layer(width)])
-        self.layers = nn.ModuleList([Layer(width), inner])
+        inner = nn.ModuleList([Layer(width, uneven), Layer(width, uneven)])
+        self.layers = nn.ModuleList([Layer(width, uneven), inner])
         self.last = nn.Linear(width, 3)
         self.heat = nn.Parameter(torch.tensor(1.5))
         self.register_buffer("seen", torch.zeros(()))
@@ -48,7 +63,7 @@ class MLP(nn.Module):
             self.seen += 1
         first: Any = self.layers[0]
         later: Any = self.layers[1]
-        x = later[1](later[0](first(self.first(x) + self.shift)))
+        x = later[1](later[0](first(self.first(self.some(x)) + self.shift)))
         out: Tensor = self.last(x) * self.heat
         return out
 
@@ -92,6 +107,7 @@ class Sharded(Recipe):
     """Trains either, in either precision."""
 
     kind: Literal["mlp", "gpt"] = "mlp"
+    uneven: bool = False  # some weights are used for some samples only
     exact: bool = True  # float64
     adam: bool = False
     both: bool = False  # two optimizers
@@ -103,7 +119,8 @@ class Sharded(Recipe):
 
     def model(self) -> nn.Module:
         shares.LARGE = self.large
-        model: nn.Module = MLP(self.width) if self.kind == "mlp" else GPT(self.width)
+        mlp = self.kind == "mlp"
+        model: nn.Module = MLP(self.width, self.uneven) if mlp else GPT(self.width)
         return model.double() if self.exact else model
 
     def train_data(self) -> ArrayDataset:
