@@ -167,6 +167,7 @@ def test_the_run_directory_keeps_its_contract(tmp_path: Path) -> None:
         assert tuple(row)[: len(keys)] == keys
         assert {"epochs", "time"} <= set(row)
         measured = {"learning_rate", "gradient_norm", "samples_per_second", "step_time"}
+        measured |= {"rank_time_median", "rank_time_slowest", "slowest_rank", "rank_time_of"}
         trained = {key for key in (*measured, "data_wait") if row[key] is not None}
         assert trained == ({*measured, "data_wait"} if row["split"] == "train" else set())
     assert [row["step"] for row in run.rows] == [23, 23, 46, 46]

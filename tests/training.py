@@ -19,7 +19,7 @@ RECIPES = Path(__file__).parent / "recipes"
 PROJECT = Path(__file__).parent.parent
 # What a clock says, in a row of metrics.jsonl and in result.json.
 CLOCKED = {"time", "seconds", "samples_per_second", "step_time", "data_wait", "eta_seconds"}
-CLOCKED |= {"tflops", "mfu"}
+CLOCKED |= {"tflops", "mfu", "rank_time_median", "rank_time_slowest", "slowest_rank"}
 
 
 @dataclass(frozen=True)

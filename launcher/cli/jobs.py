@@ -55,6 +55,8 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     width = max((len(row.run_dir) for row in rows), default=0)
     for row in rows:
         say(_line(row, width))
+        for told in row.slow:
+            say(f"{'':<{width}}  {told}")
     if len(rows) == 1 and (spent := words(rows[0].times, rows[0].starts)):
         say(spent)
     counts = Counter(row.state for row in rows)

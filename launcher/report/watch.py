@@ -20,6 +20,7 @@ from launcher.run import mark
 from launcher.run.directory import RunDir, read_json
 from launcher.run.listing import RunSummary, age, number, summary, word
 from launcher.run.rows import metrics_in
+from launcher.times import slow
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"running": "cyan", "completed": "green", "stopped": "yellow", "new": "dim"}
@@ -121,6 +122,7 @@ def _lines(path: Path, curves: Curves, job: str | None, width: int) -> list[Text
     lines.append(_line("speed", _speed(curves.train)))
     lines.append(_line("time", _time(run, curves.train)))
     lines += _places(RunDir(path), run)
+    lines += [_line("slow", one.words) for one in slow.read(RunDir(path))]
     if run.error:
         lines.append(_line("error", run.error.partition("\n")[0]))
     lines += [_line("log" if not at else "", text) for at, text in enumerate(_last_words(path))]

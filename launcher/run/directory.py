@@ -20,6 +20,7 @@ _OF_A_NODE = re.compile(  # or of a script's processes, which start before they 
 )
 _OF_A_PROCESS = re.compile(
     r"rank-\d+\.(json|log|mark)|node-\d+(-exits\.json|-error\.json|-mark\.txt|\.json|\.log)"
+    r"|slow\.json"
 )
 
 
@@ -140,6 +141,11 @@ class RunDir:
     def node_note(self, node_rank: int) -> Path:
         """Where one node's ranks are and what its GPUs do, for `launcher watch`."""
         return self.logs / f"node-{node_rank}.json"
+
+    @property
+    def slow(self) -> Path:
+        """Which ranks are slower than the others (see `launcher.times.slow`)."""
+        return self.logs / "slow.json"
 
     def node_error(self, node_rank: int) -> Path:
         """What was wrong with one node, where no rank was the cause."""

@@ -15,6 +15,7 @@ FIELDS = (
         "step_time",
         "data_wait",
     ),
+    *("rank_time_median", "rank_time_slowest", "slowest_rank", "rank_time_of"),
     *("gpu_memory", "steps_in_all", "eta_seconds", "tflops", "mfu"),
     "line",  # of a script's rows, which may have several of a step: its number, from 0
 )

@@ -16,6 +16,7 @@ from launcher.run.job import Attempt, SlurmFolder
 from launcher.run.listing import RunSummary, summary
 from launcher.slurm.client import environment
 from launcher.times import notes as times
+from launcher.times import slow
 
 # SLURM's words for a job that has ended.
 ENDED = {
@@ -58,6 +59,7 @@ class Status:
     epochs: int  # finished
     error: str | None
     bad_nodes: dict[str, str]
+    slow: list[str]  # ranks that the others wait for, in words, at the last report
     times: dict[str, float]  # seconds of all starts by what they went into, as far as is noted
 
     @property
@@ -243,6 +245,7 @@ def status(path: Path, asked: Mapping[str, JobNow] | None) -> Status:
         epochs=run.epochs if run else 0,
         error=(unbegun if state == "failed" else "") or (run.error if run else None),
         bad_nodes=folder.bad_nodes(),
+        slow=[one.words for one in slow.read(RunDir(path))],
         times=times.spent(RunDir(path), alive=run is not None and run.state == "running"),
     )
 

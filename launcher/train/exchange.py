@@ -1,5 +1,6 @@
 """What ranks tell each other between steps: sums for reports, stops, and that they are alike."""
 
+import math
 import time
 from dataclasses import replace
 from itertools import islice
@@ -11,7 +12,9 @@ from launcher.model.losses import refuse_left_out
 from launcher.ranks.context import unwrapped
 from launcher.ranks.faults import check_finite, not_finite
 from launcher.recipe.totals import Totals
+from launcher.run.directory import RunDir
 from launcher.sharding.writing import MOST_FAILURES
+from launcher.times.slow import RankTimes
 from launcher.train.checkpoint import Saver
 from launcher.train.measures import metrics_of
 from launcher.train.trackers import Report
@@ -28,14 +31,20 @@ def exchange(run: Training, saver: Saver | None, *, report: bool) -> None:
     own_failures = float(saver.failures if saver and run.context.rank == 0 else 0)
     words = [float(run.stop.requested), run.pulse.elapsed_s(), own_failures]
     words += [run.times.elapsed_s(), run.times.data_s]
-    totals, (stops, elapsed_s, failures, *times) = _summed(run, words, whole=report)
+    slots = _own_slot(run) if report else []
+    totals, told = _summed(run, words + slots, whole=report)
+    stops, elapsed_s, failures, all_s, data_s = told[: len(words)]
     run.pulse.beat(elapsed_s / run.context.world_size)
     run.marker.trains()
     if report:
         run.pulse.reported()
         run.progress.epoch_loss += totals.summed
         run.progress.epoch_count += totals.count
-        run.trackers.report(_train_report(run, totals, *times), run.position)
+        each = _rank_times(run, told[len(words) :]) if slots else None
+        made = _train_report(run, totals, all_s, data_s, each)
+        run.trackers.report(made, run.position)
+        if each and run.folder and run.context.rank == 0:
+            _judge(run, each, made.step_time or 0.0)
         run.sums.reset()
         run.times.start()
     else:
@@ -96,7 +105,35 @@ def _summed(run: Training, words: list[float], *, whole: bool) -> tuple[Totals, 
     return totals, summed
 
 
-def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float) -> Report:
+def _own_slot(run: Training) -> list[float]:
+    """Return a place for each rank, with the seconds that this one had for itself in its own.
+
+    Added up over ranks they are all there. Empty for one rank alone.
+    """
+    world, times = run.context.world_size, run.times
+    slots = [0.0] * world if world > 1 else []
+    if slots:
+        own_s = 0.0 if run.waits_in_passes else times.own.read()
+        slots[run.context.rank] = times.data_s + own_s
+    return slots
+
+
+def _rank_times(run: Training, slots: list[float]) -> RankTimes:
+    steps = max(run.times.steps, 1)
+    return RankTimes([own_s / steps for own_s in slots], data_alone=run.waits_in_passes)
+
+
+def _judge(run: Training, times: RankTimes, step_s: float) -> None:
+    """Warn of ranks that are slower than the others, and note them; for rank 0."""
+    size, world = run.train_loader.sampler.batch_size, run.context.world_size
+    uneven = -(-size // world) / (size // world) if size >= world else math.inf
+    assert run.folder
+    run.slow.judge(RunDir(run.folder), times, steps=run.times.steps, step_s=step_s, uneven=uneven)
+
+
+def _train_report(
+    run: Training, totals: Totals, elapsed_s: float, data_s: float, each: RankTimes | None
+) -> Report:
     """Return a report of training; the times are sums over ranks of their seconds since the last.
 
     Reading the norm from the device costs nothing here: the sums have just been read.
@@ -122,6 +159,10 @@ def _train_report(run: Training, totals: Totals, elapsed_s: float, data_s: float
         samples_per_second=rate,
         step_time=mean_s / max(times.steps, 1),
         data_wait=data_s / max(elapsed_s, 1e-9),
+        rank_time_median=each.median if each else None,
+        rank_time_slowest=each.each[each.slowest] if each else None,
+        slowest_rank=each.slowest if each else None,
+        rank_time_of=each.of if each else None,
         gpu_memory=torch.cuda.max_memory_allocated() if on_gpu else None,
         steps_in_all=run.length,
         eta_seconds=so_far_s / run.progress.step * left,

@@ -36,7 +36,7 @@ from launcher.ranks.faults import StopRequest, not_finite
 from launcher.ranks.gathering import HERE
 from launcher.ranks.metrics import Sums
 from launcher.ranks.shared_memory import share_gradients
-from launcher.ranks.timing import StepTimes
+from launcher.ranks.timing import DeviceClock, HostClock, StepTimes, leave_out_buffers
 from launcher.recipe.base import Recipe, is_base
 from launcher.sharding.buffers import MovingBuffers
 from launcher.sharding.building import built, sharded
@@ -73,7 +73,9 @@ def prepare(
     _refuse_divergence(recipe, context, *samplers, source)
     model = sharded(model, recipe, context) if recipe.shard else context.wrap(model)
     loss_fn = parts.loss_fn.to(context.device)
-    times = StepTimes()
+    on_device = context.device.type == "cuda" and context.world_size > 1
+    times = StepTimes(DeviceClock() if on_device else HostClock())
+    leave_out_buffers(model, times.own)
     if recipe.shared_gradients:
         share_gradients(model, context, times)
     optimizers = _optimizers(recipe, unwrapped(model), loss_fn)

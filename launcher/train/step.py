@@ -35,6 +35,7 @@ def train_step(run: Training, shard: Shard, *, measure: bool = False) -> None:
     if run.moving:
         run.moving.share()
     batches = run.passes(shard, run.train_loader)
+    run.times.own.start()
     for number, (batch, counts) in enumerate(batches, start=1):
         scale, last = run.context.world_size if counts else 0, number == len(batches)
         with run.context.gradients(run.model, synchronise=last):
@@ -74,6 +75,7 @@ def _passes(run: Training, scale: int, size: int, last: bool, batch: Any) -> Ste
     with run.context.together.blaming():
         sums = expect_sums(run.recipe.train_step(run.model, batch, run.loss_fn), "train_step")
     if last:
+        run.times.own.stop()
         run.marker.tick()  # from here on this rank waits for the others
     run.context.together(BACKWARD)
     backward(sums.loss, scale * sums.scale / size)

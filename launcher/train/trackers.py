@@ -38,6 +38,10 @@ class Report:
     samples_per_second: float | None = None  # all ranks together, since the last report
     step_time: float | None = None  # seconds, mean since the last report
     data_wait: float | None = None  # share of that time that a rank waited for data
+    rank_time_median: float | None = None  # seconds of a step that a rank has for itself
+    rank_time_slowest: float | None = None  # (see `launcher.times.slow`): None for one rank alone
+    slowest_rank: int | None = None
+    rank_time_of: str | None = None  # what is counted: "data, compute", or "data"
     gpu_memory: int | None = None  # bytes, the most that rank 0 has allocated
     steps_in_all: int | None = None  # of the run
     eta_seconds: float | None = None  # what is left may take, with its tests, as it went so far

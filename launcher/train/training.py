@@ -25,6 +25,7 @@ from launcher.pulse import Pulse
 from launcher.ranks.context import Context, unwrapped
 from launcher.ranks.drift import Drift
 from launcher.ranks.faults import StopRequest
+from launcher.ranks.gathering import HERE
 from launcher.ranks.metrics import Sums
 from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import Recipe
@@ -32,6 +33,7 @@ from launcher.run.best import larger_is_better, name_of
 from launcher.run.mark import Marker
 from launcher.sharding.buffers import MovingBuffers
 from launcher.sharding.passes import Pass, passes_of
+from launcher.times.slow import SlowRanks
 from launcher.train.trackers import Position, Trackers
 
 
@@ -119,6 +121,7 @@ class Training:
     trackers: Trackers = field(default_factory=Trackers)
     pulse: Pulse = field(default_factory=Pulse)
     times: StepTimes = field(default_factory=StepTimes)
+    slow: SlowRanks = field(default_factory=SlowRanks)
     measured: Measured = field(default_factory=Measured)
     progress: Progress = field(default_factory=Progress)
     began: float = field(default_factory=time.perf_counter)  # less the seconds of other sessions
@@ -149,6 +152,12 @@ class Training:
     def sharded(self) -> bool:
         """Whether each rank holds a piece of the model: each forward pass is then collective."""
         return self.recipe.shard
+
+    @property
+    def waits_in_passes(self) -> bool:
+        """Whether ranks wait for each other in forward passes, too."""
+        synced = (isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
+        return self.sharded or HERE.used or any(synced)
 
     def passes(self, shard: Shard, loader: Loader) -> list[Pass]:
         """Return the micro-batches of a step, or of a test batch, and whether they count."""

@@ -74,6 +74,7 @@ def _passes(run: Training, shard: Shard, started: list[Iterator[Turn]], number: 
     seed_step(run.recipe.seed, run.progress.step, run.context.rank, number)
     scale = run.context.world_size if shard.own else 0
     turns: list[Turn] = []
+    run.times.own.start()
     for passes in started:
         with run.context.accelerator.autocast():
             made = next(passes, None)
@@ -83,6 +84,7 @@ def _passes(run: Training, shard: Shard, started: list[Iterator[Turn]], number: 
             turns.append((name, dataclasses.replace(sums, loss=sums.loss.detach())))
     if len(turns) not in (0, len(started)) or len({name for name, _ in turns}) > 1:
         raise RecipeError("`train_step` takes other turns for other micro-batches")
+    run.times.own.stop()
     run.marker.tick()  # from here on this rank waits for the others
     return turns
 

@@ -22,7 +22,9 @@ from torch import nn
 from launcher.data.sampler import ShardSampler
 from launcher.ranks.context import Context
 from launcher.ranks.faults import StopRequest
+from launcher.ranks.timing import HostClock
 from launcher.train.prepare import prepare
+from launcher.train.step import train_step
 from launcher.train.testing import test_loop
 
 
@@ -80,6 +82,33 @@ def loops_over_images() -> tuple[float, float]:
     return ratio(timed(lambda: test_loop(training, None)), timed(plain), 30)
 
 
+class Still(HostClock):
+    """A clock that stands still."""
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+def steps_counted() -> tuple[float, float]:
+    """A hundred steps of which a rank's own time is counted, and as many without, in CPU ms."""
+    from ours import Ours
+
+    training = prepare(Ours(), Context(cpu=True), StopRequest())
+    shard = next(iter(training.train_loader))
+
+    def steps(clock: HostClock) -> None:
+        training.times.own = clock
+        for _ in range(100):
+            train_step(training, shard)
+        training.sums.reset()
+
+    steps(Still())
+    return ratio(timed(lambda: steps(HostClock())), timed(lambda: steps(Still())), 50)
+
+
 def resident() -> float:
     """MB of this process in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -107,6 +136,7 @@ def main() -> None:
 
         if not (made / "FashionMNIST").exists():
             work.make_images(made)
+        show("100 steps, ms, of them uncounted", *steps_counted(), 1.02)
         show("test loop, ms, of plain slicing", *loops_over_images(), 1.2)
 
 

@@ -26,12 +26,15 @@ from launcher.launch.supervise import HangWatch
 from launcher.launch.verdict import verdict
 from launcher.model.pieces import own
 from launcher.ranks.metrics import Sums
+from launcher.ranks.timing import StepTimes
 from launcher.recipe.base import StepSums
 from launcher.run.directory import RunDir
 from launcher.run.mark import Marker
 from launcher.run.record import Record
 from launcher.sharding.building import _wrap
 from launcher.sharding.moving import scattered
+from launcher.times.slow import RankTimes, SlowRanks
+from launcher.train.exchange import _own_slot
 
 WORLDS = (1, 8, 64, 256, 1024)
 NODE = 8  # processes of a machine
@@ -86,6 +89,21 @@ def report(world: int) -> float:
         return ms(one)
     finally:
         dist.destroy_process_group()
+
+
+def compared(world: int) -> float:
+    """Put a rank's own time into its slot, and judge those of all: what a report adds on rank 0."""
+    context = SimpleNamespace(world_size=world, rank=0)
+    run: Any = SimpleNamespace(context=context, times=StepTimes(), waits_in_passes=False)
+    judged = SlowRanks()
+
+    def one() -> None:
+        told = torch.tensor(_own_slot(run), dtype=torch.float64).tolist()
+        times = RankTimes(told or [0.0], data_alone=False)
+        judged.judge(RunDir(Path()), times, steps=100, step_s=1.0, uneven=1.0)
+
+    judged._noted = []  # nothing is noted anywhere
+    return ms(one)
 
 
 class Blocks(nn.Module):
@@ -174,6 +192,7 @@ def main() -> None:
                 "sampler: to the middle of 10^9 samples": first,
                 "sampler: a step": step,
                 "metrics: 100 steps and their report": report(world),
+                "metrics: compare all ranks at a report": compared(world),
                 "launch: plan a machine": plan,
                 "launch: look for a hang": look,
                 "shard: a step of eight blocks": step_in_pieces,

@@ -25,7 +25,9 @@ def changed(at: int, **values: Any) -> list[Any]:
 
 
 def test_runs_that_reported_the_same_are_equal_to_the_bit(tmp_path: Path) -> None:
-    slower = [one | {"time": 5.0, "samples_per_second": 1.0, "data_wait": 0.5} for one in ROWS]
+    clock = {"time": 5.0, "samples_per_second": 1.0, "data_wait": 0.5}
+    clock |= {"rank_time_median": 0.1, "rank_time_slowest": 0.2}
+    slower = [one | clock | {"slowest_rank": 1, "rank_time_of": "data"} for one in ROWS]
     done = diff(*pair(tmp_path, slower), "--tolerance", 0)
     assert (done.exit_code, done.output) == (0, "equal to the bit: 5 reports\n")
 

@@ -61,6 +61,8 @@ def test_a_run_that_lives_shows_how_long_it_takes_and_who_is_behind(tmp_path: Pa
     run.logs.mkdir()
     for rank, steps in ((0, 20), (1, 12)):
         Marker(run.mark(rank)).step(steps)
+    words = "rank 1 on n2 was 1.5 times the median, 3 reports in a row"
+    run.slow.write_text(json.dumps({"slow": [{"rank": 1, "node": "n2", "words": words}]}))
     with lock.held(run):
         lines = shown(run, job="12 running n[1-2]")
     assert line(lines, "progress").startswith("step 20/40 ")
@@ -70,6 +72,7 @@ def test_a_run_that_lives_shows_how_long_it_takes_and_who_is_behind(tmp_path: Pa
     assert line(lines, "time") == "50% waiting for data"
     assert line(lines, "ranks") == "0:20 1:12"
     assert line(lines, "behind") == "rank 1, by 8 steps"
+    assert line(lines, "slow") == words
 
 
 def test_what_another_node_has_noted_counts_where_its_marks_are_not_seen(tmp_path: Path) -> None:
