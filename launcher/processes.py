@@ -1,6 +1,7 @@
 """What the operating system knows of processes: their cores, parents that die, trees to signal."""
 
 import ctypes
+import gc
 import os
 import re
 import resource
@@ -49,6 +50,20 @@ def adopt_orphans() -> None:
     """Have the kernel give this process all its descendants that lose their parent (Linux only)."""
     if sys.platform.startswith("linux"):
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without looking for garbage, then or later, among what is to stay.
+
+    It is a fifth of importing torch; and a collection writes to all pages, which forks share.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _prctl(option: int, value: int) -> None:

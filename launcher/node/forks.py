@@ -18,7 +18,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-from launcher.processes import PARENT, die_with_parent
+from launcher.processes import PARENT, die_with_parent, uncollected
 
 _POLL_S = 0.02
 
@@ -81,9 +81,11 @@ def _take_place(reader: int) -> None:
 
 def stand_in(count: int, work: Callable[[], int]) -> None:
     """Fork `count` processes, and have torchrun take them for the commands it is about to start."""
-    import_module("torch._dynamo")  # a second of work that torch puts off to the first optimizer
     gc.collect()
-    gc.freeze()  # a collection would write to, and so copy, the pages of all that is shared
+    with uncollected():
+        import_module(
+            "torch._dynamo"
+        )  # a second of work that torch puts off to the first optimizer
     sys.stdout.flush()
     sys.stderr.flush()
     forks = [Fork(work) for _ in range(count)]

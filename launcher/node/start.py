@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from launcher.gpus import stay_near
-from launcher.processes import LOADED, PARENT, die_with_parent
+from launcher.processes import LOADED, PARENT, die_with_parent, uncollected
 
 _HOMES = {
     "agent": "launcher.node.agent",
@@ -31,7 +31,8 @@ def main(what: str, arguments: list[str]) -> int:
     os.environ[PARENT] = str(os.getpid())  # for those that this process starts
     if what in ("worker", "replay", "probe") and os.environ.get("ACCELERATE_USE_CPU") != "true":
         stay_near(int(os.environ.get("LOCAL_RANK", "0")), int(os.environ["OMP_NUM_THREADS"]))
-    module = import_module(_HOMES[what])
+    with uncollected():
+        module = import_module(_HOMES[what])
     if mark := os.environ.pop(LOADED, None):  # a job wants to know of each node
         with suppress(OSError), Path(mark).open("a", encoding="utf-8") as file:
             file.write("loaded\n")
