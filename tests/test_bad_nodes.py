@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,20 @@ def test_spare_nodes_take_the_place_of_one_that_fails_its_check_and_of_one_that_
     shown = launcher("status", check.path, "--json", cwd=tmp_path, env=cluster.env)
     [row] = json.loads(shown.stdout)
     assert (row["starts"], list(row["bad_nodes"])) == (2, ["n1"])
+
+
+def test_each_run_of_a_grid_has_spare_nodes_of_its_own(cluster: Cluster, tmp_path: Path) -> None:
+    profile = site(tmp_path, torch=True)
+    hide(cluster, "n1", tmp_path / "mark")
+    words = ("--nodes=1", "--spare-nodes=1", "--exclude=n[3-6]", "--grid=seed=1,2")
+    grid = curve(cluster, tmp_path, *words, "--profile", profile)
+    runs = [replace(grid, path=grid.path / name) for name in ("0", "1")]
+    wanted = [("n1", "failed"), ("n2", "completed")]
+
+    def told(run: Submitted) -> list[tuple[str, str | None]]:
+        return [(one.nodes, one.verdict) for one in run.attempts]
+
+    wait_for(lambda: [told(run) for run in runs] == [wanted] * 2, timeout_s=240)
 
 
 def curve(cluster: Cluster, folder: Path, *words: object) -> Submitted:

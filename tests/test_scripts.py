@@ -52,9 +52,12 @@ threading.Thread(target=time.sleep, args=(999,), daemon=True).start()
 """
 
 
-@pytest.mark.parametrize("way", [["train.py"], ["-m", "pkg.train"], ["sub/train.py"]], ids=str)
+WAYS = [["train.py"], ["-m", "pkg.train"], ["sub/train.py"], ["sub/"]]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_script_sees_what_it_sees_under_python(way: list[str], tmp_path: Path) -> None:
-    for name in ("train.py", "pkg/train.py", "sub/train.py"):
+    for name in ("train.py", "pkg/train.py", "sub/train.py", "sub/__main__.py"):
         written(tmp_path, SEEN, name)
     written(tmp_path, "raise SystemExit('the package was run')\n", "pkg/other.py")
     words = ["--lr", "1e-3", "a=b", "--", "-h"]

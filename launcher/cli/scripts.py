@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from launcher.errors import BadInput, LauncherError
-from launcher.recipe.file import RecipeFile, find, is_script
+from launcher.recipe.file import MAIN, RecipeFile, find, is_script
 from launcher.script.script import Script, file_of_module
 from launcher.script.script import words as split_words
 
@@ -95,8 +95,9 @@ def what(
         return What(file, named, words, None)
     if words:
         raise _not_ours(words[0], words, f"-m {module}" if module else named)
+    path = Path(named, MAIN) if Path(named).is_dir() else Path(named)
     script = Script(
-        file=None if module else str(Path(named).absolute()),
+        file=None if module else str(path.absolute()),
         word=None if module else named,
         module=module,
         args=list(passed),

@@ -15,6 +15,8 @@ from launcher.files import assets
 from launcher.recipe.base import Recipe, missing_methods
 from launcher.recipe.source import Source, package
 
+MAIN = "__main__.py"  # what `python FOLDER` runs
+
 
 class RecipeFile(NamedTuple):
     """A recipe's name, where it is, and its text."""
@@ -30,13 +32,21 @@ def bundled() -> list[Path]:
 
 
 def find(name_or_path: str) -> RecipeFile:
-    """Find a recipe by bundled name or by path; raises RecipeError with the nearest name."""
+    """Find a recipe by bundled name or by path; raises RecipeError with the nearest name.
+
+    A folder stands for the `__main__.py` in it, as for Python, and gives it its name.
+    """
     shipped = {path.stem: path for path in bundled()}
     path = shipped.get(name_or_path, Path(name_or_path))
     try:
+        inside = (path / MAIN).is_file()
+        path, name = (path / MAIN, path.resolve().name) if inside else (path, path.stem)
         source = _text(path) if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
+    if source is None and path.is_dir():
+        hint = f"name the file in it that is to be run, or write {MAIN}: `python FOLDER` runs that"
+        raise RecipeError(f"the folder `{path}` has no {MAIN}", hint=hint)
     if source is None:
         beside = [str(file) for file in path.parent.glob("*.py")]
         guess = did_you_mean(name_or_path, [*shipped, *beside])
@@ -47,7 +57,7 @@ def find(name_or_path: str) -> RecipeFile:
     if path.suffix == ".ipynb":  # JSON, and so it may even run, and do nothing
         hint = f"`jupyter nbconvert --to script {shlex.quote(str(path))}` makes a program of it"
         raise RecipeError(f"`{path}` is a notebook", hint=hint)
-    return RecipeFile(path.stem, path.resolve(), source)
+    return RecipeFile(name, path.resolve(), source)
 
 
 def _text(path: Path) -> str:

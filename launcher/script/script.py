@@ -19,7 +19,7 @@ class Script:
     """Any Python program, and how it is to be treated."""
 
     file: str | None  # its path
-    word: str | None = None  # the file as it was named, from the folder where it was started
+    word: str | None = None  # the file, or its folder, as it was named, from the folder where it was started
     module: str | None = None  # or this instead, as `python -m` starts it
     args: Sequence[str] = ()
     nproc: int | None = None  # processes on each machine; None: not asked for, one like any program
@@ -43,10 +43,11 @@ class Script:
 
     def command(self, start: int) -> list[str]:
         """Return the command of each of its processes at a start, counted from 1."""
-        # Its `sys.argv[0]` is as python would have it, where the word still leads to the file.
-        named = self.word and Path(self.word).absolute() == Path(str(self.file))
-        file = self.word if named else self.file
-        program = ["-m", self.module] if self.module else [str(file)]
+        # Its `sys.argv[0]` is as python would have it, where the word still leads to the file, or
+        # to the folder whose `__main__.py` it is.
+        file = Path(str(self.file))
+        named = self.word and Path(self.word).absolute() in (file, file.parent)
+        program = ["-m", self.module] if self.module else [str(self.word if named else file)]
         added = self.on_resume if start > 1 and (not self.progress or self.newest()) else ()
         return [sys.executable, *program, *self.args, *added]
 

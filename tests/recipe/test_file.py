@@ -285,6 +285,13 @@ def test_a_file_that_cannot_be_read_is_refused(path: str, why: str) -> None:
         find(path)
 
 
+def test_a_folder_is_the_file_in_it_that_python_runs(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"the folder `.*` has no __main__.py"):
+        find(str(tmp_path))
+    (tmp_path / "__main__.py").write_text("# here")
+    assert find(str(tmp_path)) == (tmp_path.name, tmp_path / "__main__.py", "# here")
+
+
 def test_a_notebook_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a b.ipynb").write_text('{"cells": []}')
     with pytest.raises(RecipeError, match=r"b.ipynb` is a notebook") as caught:

@@ -27,6 +27,7 @@ from wandb_server import API_KEY, Fault, WandbServer, read_offline, wandb_server
 from wandb_server import Run as Page
 
 from launcher.run.wandb import history_row, position
+from launcher.run.weights import files_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # 80 steps of some 50 ms, a report every 5: long enough for something to happen.
@@ -127,6 +128,21 @@ def test_weights_are_those_of_a_run_without_wandb(
     (artifact,) = server.artifacts
     assert (artifact.type, artifact.committed, "final" in artifact.aliases) == ("model", True, True)
     assert artifact.files["model.safetensors"] == run.weight_bytes
+
+
+def test_final_weights_in_several_files_arrive_with_their_index(
+    server: WandbServer, tmp_path: Path
+) -> None:
+    words = ("shard=true", "large=2000", "epochs=1", "log_model=true", "--nproc", 2)
+    run, recipe = Run(tmp_path / "r"), RECIPES / "sharding.py"
+    done = launcher("run", recipe, *words, "--run-dir", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = sync(server, run)
+    assert done.returncode == 0, done.stderr
+    files = files_of(run.path / "model.safetensors")
+    assert len(files) > 3
+    (artifact,) = server.artifacts
+    assert artifact.files.items() >= {path.name: path.read_bytes() for path in files}.items()
 
 
 def stop_request(process: "subprocess.Popen[str]") -> None:
