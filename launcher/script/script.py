@@ -19,7 +19,7 @@ class Script:
     """Any Python program, and how it is to be treated."""
 
     file: str | None  # its path
-    word: str | None = None  # the file, or its folder, as it was named, from the folder where it was started
+    word: str | None = None  # it, or its folder, as it was named, from where it was started
     module: str | None = None  # or this instead, as `python -m` starts it
     args: Sequence[str] = ()
     nproc: int | None = None  # processes on each machine; None: not asked for, one like any program
