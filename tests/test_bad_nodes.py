@@ -1,7 +1,9 @@
 """Nodes that cannot train are named and left out, on a real cluster; but not for what all lack."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +14,13 @@ import pytest
 from slurm_cluster import Cluster, missing, slurm_cluster
 from submitted import CURVE, WORDS, Submitted, check_same
 from submitted import submit as submitted
-from training import Run, launcher, wait_for
+from training import RECIPES, Run, launcher, wait_for
 
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
+SLOWED = RECIPES / "slowed.py"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED")
 
 
@@ -191,6 +195,48 @@ def test_each_run_of_a_grid_has_spare_nodes_of_its_own(cluster: Cluster, tmp_pat
         return [(one.nodes, one.verdict) for one in run.attempts]
 
     wait_for(lambda: [told(run) for run in runs] == [wanted] * 2, timeout_s=240)
+
+
+def test_a_slow_node_is_left_out_of_the_next_start_by_a_spare_one_or_in_the_queue(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    words = ["epochs=60", "log_every=2", "checkpoint_every=2", "pause_s=0.4", "--exclude-slow"]
+    words += ["everybody_s=0.02", "--nodes=2"]
+    for name in ("spare", "queue"):
+        (tmp_path / name).mkdir()
+    spare = submitted(
+        cluster,
+        tmp_path / "spare",
+        SLOWED,
+        "host=n2",
+        "--spare-nodes=1",
+        "--exclude=n[4-6]",
+        *words,
+    )
+    queue = submitted(cluster, tmp_path / "queue", SLOWED, "host=n4", "--exclude=n[1-3]", *words)
+    jobs = (spare, queue)
+    for job in jobs:
+        wait_for(RunDir(job.path).slow.exists, timeout_s=240, every_s=0.3)
+    shown = launcher("status", *(job.path for job in jobs), cwd=tmp_path, env=cluster.env).stdout
+    for rank, node in ((1, "n2"), (0, "n4")):
+        found = re.findall(rf"rank {rank} on {node} was (.+) times the median, 3 reports", shown)
+        assert len(found) == 1, shown
+        assert float(found[0]) > 2
+    assert [len(job.attempts) for job in jobs] == [1, 1]  # it ends nothing by itself
+    killed = json.loads(RunDir(spare.path).record(0).read_text())["pid"]
+    os.kill(killed, signal.SIGKILL)
+    cluster.run("scancel", "--signal=USR1", "--batch", str(queue.job))
+    assert [job.wait() for job in jobs] == ["COMPLETED"] * 2, spare.said + queue.said
+    told = [[(one.nodes, one.verdict, one.bad_nodes) for one in job.attempts] for job in jobs]
+    assert told == [
+        [("n1,n2", "failed", ["n2"]), ("n1,n3", "completed", [])],
+        [("n[4-5]", "timeout", ["n4"]), ("n[5-6]", "completed", [])],
+    ]
+    assert [cluster.job(job.job)["Restarts"] for job in jobs] == ["0", "1"]
+    assert cluster.job(queue.job)["ExcNodeList"] == "n[1-3],n4"
+    for job, node in zip(jobs, ("n2", "n4"), strict=True):
+        assert f"node {node} is left out from now on: rank " in job.said
+        assert not RunDir(job.path).slow.exists()
 
 
 def curve(cluster: Cluster, folder: Path, *words: object) -> Submitted:

@@ -94,6 +94,7 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
     default=0,
     help="Nodes on top, for starts without those that fail or are lost.",
 )
+@click.option("--exclude-slow", is_flag=True, help="Start again without nodes that were slow.")
 @with_script_options
 @click.option("--grid", multiple=True, metavar="KEY=V1,V2", help="One run for each combination.")
 @click.option("--max-parallel", type=click.IntRange(1), help="Runs of a grid at the same time.")
@@ -153,7 +154,8 @@ def submit(
     in_foreground = options["local"] or options["here"]
     submission.check(plan, queue=not in_foreground)
     if options["local"]:
-        local.check(plan.nodes, plan.request.gpus, spare=wishes.spare_nodes)
+        alone = {"spare-nodes": wishes.spare_nodes, "exclude-slow": wishes.exclude_slow}
+        local.check(plan.nodes, plan.request.gpus, [name for name, given in alone.items() if given])
     folder = submission.make(plan)
     if in_foreground:
         _run_in_foreground(plan, folder)

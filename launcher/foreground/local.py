@@ -5,6 +5,7 @@ another round, unless somebody has asked this process to stop.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,11 +45,14 @@ esac
 """
 
 
-def check(nodes: int, gpus_each: int, *, spare: int = 0) -> None:
-    """Raise BadInput where this machine lacks the GPUs that all nodes together ask for."""
-    if spare:
+def check(nodes: int, gpus_each: int, of_nodes: Sequence[str] = ()) -> None:
+    """Raise BadInput where this machine lacks the GPUs that all nodes together ask for.
+
+    `of_nodes` are options that choose among nodes: here all are this machine.
+    """
+    if of_nodes:
         hint = "leave one of them out: all nodes are this machine"
-        raise BadInput("--spare-nodes goes with no --local", hint=hint)
+        raise BadInput(f"--{of_nodes[0]} goes with no --local", hint=hint)
     if gpus() < nodes * gpus_each and not shared():
         raise BadInput(
             f"{nodes * gpus_each} GPUs are asked for, and this machine has {gpus()}",

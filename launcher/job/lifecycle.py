@@ -13,14 +13,13 @@ from launcher.errors import (
     BadInput,
     BudgetUsedUp,
     LauncherError,
-    NodeFailed,
     RunDirError,
     Stopped,
 )
 from launcher.job import scripts
 from launcher.job.budgets import Budgets
 from launcher.job.cause import cause
-from launcher.job.place import can_go_on, lost
+from launcher.job.place import can_go_on, leave_out_slow, lost, note_bad_nodes
 from launcher.job.turn import taken_over, wait_for_turn
 from launcher.launch.ended import AskedAgain
 from launcher.launch.launch import Nodes, threads_of
@@ -28,7 +27,7 @@ from launcher.launch.resume import is_completed, resumed
 from launcher.run import checkpoint_files, lock, mark
 from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder, Verdict
-from launcher.run.node_marks import Came, alike, look_at_all, to_blame
+from launcher.run.node_marks import look_at_all
 from launcher.run.record import write_result
 from launcher.run.told import is_script
 from launcher.slurm.client import hostnames, job_state
@@ -103,7 +102,8 @@ def _begin(run: RunDir, here: Here) -> str:
     attempts = _attempts(folder, asked)
     if attempts and attempts[-1].verdict is None:
         # Killed before it could say how it ended: SLURM took its nodes, or one of them was lost.
-        folder.end("interrupted", TAKEN, reach(run), [])
+        slow = leave_out_slow(run, hostnames(attempts[-1].nodes))
+        folder.end("interrupted", TAKEN, reach(run), sorted(slow))
         attempts = _attempts(folder, asked)
     if attempts:
         _refuse_to_go_on(run, attempts, Budgets.of(asked))
@@ -156,7 +156,8 @@ def _end(run: RunDir, here: Here, code: int, heard: str, *, again: bool) -> End:
     kind, error = _judged(error, heard, state, lost(used, state))
     known = {name for one in folder.attempts() for name in one.bad_nodes}
     if kind == "failed":
-        error = _note_bad_nodes(folder, came, before, error)
+        error = note_bad_nodes(folder, came, before, error)
+    slow = leave_out_slow(run, [one.node for one in came])
     new_bad = sorted(folder.bad_nodes().keys() - known)
     last = Attempt(here.job, here.restart, here.nodes, 0, kind, code, reach(run), None, new_bad)
     if is_script(told):
@@ -166,6 +167,9 @@ def _end(run: RunDir, here: Here, code: int, heard: str, *, again: bool) -> End:
     if kind in ("timeout", "interrupted") and not isinstance(error, Stopped):
         error = Stopped(f"SLURM ended the job: {error.message}")
     _write_end(run, before, error, told_end.given_up)
+    for name, why in slow.items():
+        words = f"{told_end.message}\nnode {name} is left out from now on: {why}"
+        told_end = replace(told_end, message=words)
     if bad := folder.bad_nodes():
         told_end = replace(told_end, exclude=",".join(filter(None, [asked["exclude"], *bad])))
     mends = kind == "failed" or isinstance(error, AskedAgain | NodesLost)
@@ -181,28 +185,6 @@ def _whole(run: RunDir, folder: SlurmFolder, asked: Mapping[str, Any]) -> End:
     if (attempts := _attempts(folder, asked)) and attempts[-1].verdict is None:
         folder.end("completed", 0, reach(run), [])
     return End(0, "")
-
-
-def _note_bad_nodes(
-    folder: SlurmFolder, came: Sequence[Came], before: Sequence[Attempt], error: LauncherError
-) -> LauncherError:
-    """Note the nodes whose own fault it was; returns the error, with that of shared causes."""
-    bad, failed_before = folder.bad_nodes(), []
-    for one in reversed(before[:-1]):
-        if one.verdict != "failed":
-            break
-        failed_before += one.bad_nodes
-    faults = {name: bad[name] for name in failed_before if name in bad}
-    for name, fault in to_blame(came, faults).items():
-        folder.add_bad_node(name, fault)
-    shared = [one for one in came if one.fault and one.node not in folder.bad_nodes()]
-    if not shared or shared[0].fault != error.message:
-        return error
-    others = alike(shared[0], faults)
-    for name in others:
-        folder.forgive(name)
-    where = f"on {', '.join(others)}" if others else "on the other nodes"
-    return NodeFailed(f"{error.message}; it was no better {where}", hint=error.hint)
 
 
 def _write_end(

@@ -8,13 +8,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.errors import LauncherError
+from launcher.errors import LauncherError, NodeFailed
 from launcher.run.directory import RunDir
-from launcher.run.job import SlurmFolder
+from launcher.run.job import Attempt, SlurmFolder
+from launcher.run.node_marks import Came, alike, to_blame
 from launcher.run.told import is_script
 from launcher.slurm.client import hostnames, job_state
 from launcher.slurm.options import seconds
 from launcher.times import notes as times
+from launcher.times import slow
 
 
 def allocated(nodes: str, state: Mapping[str, str]) -> list[str]:
@@ -55,6 +57,46 @@ def can_go_on(run: RunDir, nodes: str, began: float, state: Mapping[str, str]) -
     left_s = _left_s(state)
     needed_s = lead_s(asked) + _start_s(run, began)
     return len(well) >= asked["nodes"] and (left_s is None or left_s > needed_s)
+
+
+def note_bad_nodes(
+    folder: SlurmFolder, came: Sequence[Came], before: Sequence[Attempt], error: LauncherError
+) -> LauncherError:
+    """Note the nodes whose own fault it was; returns the error, with that of shared causes."""
+    bad, failed_before = folder.bad_nodes(), []
+    for one in reversed(before[:-1]):
+        if one.verdict != "failed":
+            break
+        failed_before += one.bad_nodes
+    faults = {name: bad[name] for name in failed_before if name in bad}
+    for name, fault in to_blame(came, faults).items():
+        folder.add_bad_node(name, fault)
+    shared = [one for one in came if one.fault and one.node not in folder.bad_nodes()]
+    if not shared or shared[0].fault != error.message:
+        return error
+    others = alike(shared[0], faults)
+    for name in others:
+        folder.forgive(name)
+    where = f"on {', '.join(others)}" if others else "on the other nodes"
+    return NodeFailed(f"{error.message}; it was no better {where}", hint=error.hint)
+
+
+def leave_out_slow(run: RunDir, names: Sequence[str]) -> dict[str, str]:
+    """Have later starts do without nodes whose ranks all others wait for, if that was asked for.
+
+    `names` are the nodes of the start that has ended, in the order of their ranks. Returns those
+    that are left out, with the reason.
+    """
+    folder = SlurmFolder.of(run)
+    asked = folder.asked()
+    found: dict[str, str] = {}
+    for one in slow.read(run) if asked.get("exclude_slow") else []:
+        at = one.rank // asked["nproc"]
+        if at < len(names) and names[at]:
+            found.setdefault(names[at], one.words)
+    for name, why in found.items():
+        folder.add_bad_node(name, why)
+    return found
 
 
 def lost(names: Sequence[str], state: Mapping[str, str]) -> list[str]:

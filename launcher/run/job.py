@@ -28,6 +28,7 @@ _ASKED = {
     **dict.fromkeys(("array", "exclude"), str | None),
     "array_task": int | None,
     "chain": int,
+    "exclude_slow": bool,
     "submitted": int | float,
     "options": dict,
     **dict.fromkeys(("jobs", "overrides", "grid", "templates", "cancelled"), list),

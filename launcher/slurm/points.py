@@ -27,6 +27,7 @@ class Wishes:
     grid: Sequence[str] = ()  # key=v1,v2
     max_parallel: int | None = None
     spare_nodes: int = 0  # more than the run uses at a time
+    exclude_slow: bool = False  # a start leaves out nodes that were slow in the one before
     nproc: int | None = None
     run_dir: Path | None = None
     profile: str = "default"

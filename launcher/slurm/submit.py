@@ -115,6 +115,10 @@ def plan(wishes: Wishes, program: Program | None = None) -> Plan:
         source = render.sources(templates)[render.BATCH]
         hint = "`launcher job begin --place` tells them: see the bundled slurm/job.sbatch.j2"
         raise BadInput(f"--spare-nodes: {source} starts on all nodes that it has", hint=hint)
+    if wishes.exclude_slow and (made.nodes == 1 or program.script):
+        words = "how long the ranks of a script take is not known"
+        words = words if program.script else "ranks are compared between nodes, and it is one"
+        raise BadInput(f"--exclude-slow: {words}", hint="leave it out")
     return made
 
 
@@ -247,6 +251,7 @@ def _asked(plan: Plan) -> dict[str, Any]:
         "nproc": plan.request.nproc,
         "nodes": plan.nodes,
         "spare_nodes": wishes.spare_nodes,
+        "exclude_slow": wishes.exclude_slow,
         "array": plan.request.array,
         "restart": wishes.restart,
         "chain": wishes.chain or 0,

@@ -1,6 +1,7 @@
 """Ranks that are slower than the others: judged at each report, noted in the run directory.
 
-All wait for the slowest in every step. `launcher status` and `watch` tell of it.
+All wait for the slowest in every step. `launcher status` and `watch` tell of it, and a job with
+`--exclude-slow` leaves its node out of the next start.
 """
 
 from collections.abc import Sequence

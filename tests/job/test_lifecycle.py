@@ -554,3 +554,37 @@ def test_a_run_that_was_not_submitted_has_no_job(tmp_path: Path) -> None:
     SlurmFolder.of(run).job.unlink()
     with pytest.raises(RunDirError, match="not made by `launcher submit`"):
         lifecycle.begin(run, HERE)
+
+
+SLOW = {"rank": 1, "node": "n2.site", "words": "rank 1 on n2.site was 1.6 times the median"}
+
+
+@pytest.mark.parametrize(("asked", "bad"), [(False, []), (True, ["n2"])])
+def test_a_slow_node_is_left_out_where_that_is_asked_for_and_named_as_slurm_does(
+    asked: bool, bad: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch, exclude_slow=asked, exclude="n9")
+    write_json(run.slow, {"slow": [SLOW]})
+    ended = lifecycle.end(run, THREE, 1, "", again=True)
+    assert ended.code == lifecycle.AGAIN
+    assert ended.exclude == ("n9,n2" if asked else "")
+    said = "node n2 is left out from now on: rank 1 on n2.site was 1.6 times the median"
+    assert (said in ended.message) == asked
+    assert place.place(run, "12", THREE.nodes) == (["n1", "n3"] if asked else ["n1", "n2"])
+    lifecycle.begin(run, THREE.on(["n1", "n3"]))
+    assert not run.slow.exists()
+    recorded(run, 1)
+    write_json(run.exits(1), {"1": -9})
+    put_step(run, 9)
+    lifecycle.end(run, THREE, 1, "", again=True)
+    assert [one.bad_nodes for one in SlurmFolder.of(run).attempts()] == [bad, []]
+
+
+def test_a_slow_node_of_a_start_that_was_killed_unheard_is_left_out_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch, exclude_slow=True)
+    write_json(run.slow, {"slow": [SLOW, SLOW | {"rank": 7}]})  # there is no eighth
+    lifecycle.begin(run, Here("12", 1, "n1,n2,n3"))
+    assert SlurmFolder.of(run).bad_nodes() == {"n2": SLOW["words"]}
+    assert [one.bad_nodes for one in SlurmFolder.of(run).attempts()] == [["n2"], []]

@@ -226,6 +226,9 @@ def test_options_by_which_a_site_speaks_are_shown_with_their_variable(tmp_path: 
         (["--sbatch", "comment"], "--comment needs a value"),
         (["--gpus-per-node=2", "--nodes=2", "--local"], "4 GPUs are asked for"),
         (["--spare-nodes=1", "--local"], "--spare-nodes goes with no --local"),
+        (["--nodes=2", "--exclude-slow", "--local"], "--exclude-slow goes with no --local"),
+        (["--exclude-slow"], "ranks are compared between nodes, and it is one"),
+        (["--exclude-slow", "--spare-nodes=1"], "ranks are compared between nodes"),
         (["--sbatch", "gpus=2", "--local"], "2 GPUs are asked for, and this machine has 0"),
     ],
 )
@@ -236,6 +239,14 @@ def test_what_would_mean_something_else_to_slurm_is_refused(
     done = launcher("submit", "digits", *words, cwd=tmp_path, env=env)
     assert done.returncode == 2
     assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_script_has_no_slow_nodes_to_leave_out(tmp_path: Path) -> None:
+    words = ["-m", "json.tool", "--nodes=2", "--exclude-slow", "--run-dir=r"]
+    done = launcher("submit", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--exclude-slow: how long the ranks of a script take is not known" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
