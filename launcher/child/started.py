@@ -50,7 +50,7 @@ class StartedRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the reports so far: the rows of metrics.jsonl, the oldest first."""
-        return rows_of(RunDir(self.path))
+        return list(rows_of(RunDir(self.path)))
 
     def wait(self, timeout: float | None = None) -> "StartedRun":
         """Return this run once it has ended, however that was; `timeout` is in seconds.

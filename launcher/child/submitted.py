@@ -49,7 +49,7 @@ class SubmittedRun:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the reports so far: the rows of metrics.jsonl, the oldest first."""
-        return rows_of(RunDir(self.path))
+        return list(rows_of(RunDir(self.path)))
 
     def cancel(self) -> None:
         """Cancel its jobs, as `launcher cancel` does: what runs saves a checkpoint."""

@@ -83,8 +83,8 @@ def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
             f"`{target}` cannot be written: {error.strerror}", hint="name another with --output"
         ) from error
     say(target)
-    for run, rows in shown:
-        if not rows:
+    for run, _ in shown:
+        if not any(rows_of(RunDir(run.path))):
             say(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
 
 

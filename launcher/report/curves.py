@@ -1,21 +1,29 @@
 """The charts of a page about runs, as plotly draws them: curves, and parallel coordinates."""
 
 import html
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from launcher.run.listing import RunSummary, number, word
 from launcher.run.rows import FIELDS
 
-Rows = Sequence[Mapping[str, Any]]
-Points = list[tuple[Any, ...]]  # step, value, and samples and seconds so far, None: not known
+Rows = Iterable[Mapping[str, Any]]
+Numbers = npt.NDArray[np.float64]
+Points = Numbers  # (points, 4): step, value, and samples and seconds so far, NaN: not known
 Curves = Mapping[tuple[str, str], Points]  # by split and field
 
 _MOST_POINTS = 2000  # of one curve: more than a chart has pixels
 _LEAST_POINTS = 300  # of one curve, of however many: the page stays small
 _ALL_POINTS = 16_000  # of one field, of all runs
+_AT_ONCE = 1000  # rows
 _CLEAR = "rgba(0,0,0,0)"
 _LINES = {"zeroline": False, "ticks": "outside", "ticklen": 4, "automargin": True}
 
@@ -47,25 +55,59 @@ _SHOWN = [chart.field for chart in CHARTS]
 
 
 def curves_of(rows: Rows) -> Curves:
-    """Return the points of all curves of a run, in one pass: there may be a million rows."""
-    curves: dict[tuple[str, str], Points] = defaultdict(list)
-    fields: dict[tuple[str, ...], list[str]] = {}  # by the names of a row: most rows have the same
-    samples, began = 0.0, None
-    for row in rows:
-        split, step, at = row.get("split"), number(row.get("step")), number(row.get("time"))
-        if step is None or split not in ("train", "test"):
-            continue
-        if split == "train":
-            samples += number(row.get("samples")) or 0.0
-        began = at if began is None else began
-        seconds = None if at is None or began is None else round(at - began, 1)
-        names = tuple(row)
-        if names not in fields:
-            fields[names] = [name for name in names if name in _SHOWN or name not in FIELDS]
-        for name in fields[names]:
-            if (value := number(row[name])) is not None:
-                curves[split, name].append((step, value, samples or None, seconds))
-    return curves
+    """Return the points of all curves of a run: there may be a million rows, taken by columns."""
+    parts: dict[tuple[str, str], list[Numbers]] = defaultdict(list)
+    told = (row for row in rows if row.get("split") in ("train", "test"))
+    samples, began = 0.0, np.nan
+    while some := list(islice(told, _AT_ONCE)):
+        steps, times, sizes = (
+            _numbers([row.get(name) for row in some]) for name in ("step", "time", "samples")
+        )
+        ours, known = ~np.isnan(steps), ~np.isnan(times)
+        sizes[[row["split"] == "test" for row in some]] = 0
+        so_far = samples + np.nancumsum(np.where(ours, sizes, 0))
+        samples = float(so_far[-1])
+        if np.isnan(began) and (ours & known).any():
+            began = times[ours & known][0]
+        so_far[so_far == 0] = np.nan
+        _take(some, (steps, so_far, np.round(times - began, 1)), parts)
+    return {what: np.concatenate(several) for what, several in parts.items()}
+
+
+def _take(
+    rows: Sequence[Mapping[str, Any]],
+    along: tuple[Numbers, Numbers, Numbers],
+    parts: dict[tuple[str, str], list[Numbers]],
+) -> None:
+    """Add the points of some rows, of which `along` has the steps, samples and seconds."""
+    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)  # rows with the same names
+    for at, row in enumerate(rows):
+        alike[row["split"], *row].append(at)
+    found: dict[tuple[str, str], list[tuple[list[int], Numbers]]] = defaultdict(list)
+    for (split, *names), those in alike.items():
+        columns = zip(*(rows[at].values() for at in those), strict=True)
+        for name, column in zip(names, columns, strict=True):
+            if name in _SHOWN or name not in FIELDS:
+                found[split, name].append((those, _numbers(column)))
+    for what, several in found.items():
+        places = np.concatenate([those for those, _ in several])
+        values, order = np.concatenate([values for _, values in several]), places.argsort()
+        steps, samples, seconds = (one[places[order]] for one in along)
+        points = np.column_stack((steps, values[order], samples, seconds))
+        points = points[~np.isnan(points[:, :2]).any(1)]
+        if len(points):
+            parts[what].append(points)
+
+
+def _numbers(values: Sequence[Any]) -> Numbers:
+    """Return numbers that were read from a file, NaN for anything else."""
+    if {*map(type, values)} <= {int, float}:
+        with suppress(OverflowError):
+            found = np.array(values, dtype=np.float64)
+            found[np.abs(found) >= 1e300] = np.nan
+            return found
+    known = map(number, values)
+    return np.array([np.nan if one is None else one for one in known], dtype=np.float64)
 
 
 def charts_of(curves: Sequence[Curves]) -> list[Chart]:
@@ -85,16 +127,15 @@ def figure(
     traces, along, all_of_them = [], [], True
     for index, (mine, name, colour) in enumerate(zip(curves, names, colours, strict=True)):
         for split in ("train", "test"):
-            every = mine.get((split, chart.field), [])
+            every = mine.get((split, chart.field), np.empty((0, 4)))
             points = thinned(every, most)
             all_of_them &= len(points) == len(every)
             label = f"{name}, {split}" if len(curves) > 1 else split
-            if points:
+            if len(points):
                 traces.append(
                     _trace(points, chart, split=split, name=label, colour=colour, run=index)
                 )
-                _, _, samples, seconds = map(list, zip(*points, strict=True))
-                along.append({"samples": samples, "seconds": seconds})
+                along.append({"samples": _plain(points[:, 2]), "seconds": _plain(points[:, 3])})
     if not traces:
         return None
     wide = len(traces) > len({trace["meta"] for trace in traces})  # some run has both splits
@@ -110,12 +151,17 @@ def thinned(points: Points, most: int = _MOST_POINTS) -> Points:
     if len(points) <= most:
         return points
     stretch = -(-2 * len(points) // most)
-    kept: Points = []
+    kept = set[int]()
     for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
-        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
-        kept += sorted(ends, key=lambda p: p[0])
-    return kept
+        part = points[start : start + stretch, 1]
+        kept |= {start + int(part.argmin()), start + int(part.argmax())}
+    return points[sorted(kept)]
+
+
+def _plain(column: Numbers) -> list[float | None]:
+    """Return numbers as JSON has them: whole ones short, None for those that are not known."""
+    known = (None if math.isnan(one) else one for one in column.tolist())
+    return [int(one) if one is not None and one.is_integer() else one for one in known]
 
 
 def _trace(
@@ -125,8 +171,8 @@ def _trace(
     train = split == "train"
     dots = len(points) == 1 or (not train and len(points) <= 60)
     return {
-        "x": [point[0] for point in points],
-        "y": [point[1] for point in points],
+        "x": _plain(points[:, 0]),
+        "y": _plain(points[:, 1]),
         "name": html.escape(name),
         "mode": "lines+markers" if dots else "lines",
         "line": {"color": colour, "width": 1.2 if train else 2.2},

@@ -27,6 +27,8 @@ State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
 
 DEEPEST = 4  # levels below a folder in which runs are looked for
 _AT_ONCE = 1000  # lines of metrics.jsonl that are read together
+_BLOCK = 1 << 24  # bytes of it
+_TEST = b'"test"'
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,11 @@ def summary(path: Path) -> RunSummary:
     )
 
 
-def rows_of(run: RunDir) -> list[dict[str, Any]]:
-    """Return all rows of metrics.jsonl; lines that cannot be read are left out."""
+def rows_of(run: RunDir) -> Iterator[dict[str, Any]]:
+    """Give all rows of metrics.jsonl; lines that cannot be read are left out."""
     with suppress(OSError), run.metrics.open("rb") as lines:
-        parts = iter(lambda: list(islice(lines, _AT_ONCE)), [])
-        return [row for part in parts for row in _rows(part)]
-    return []
+        while part := list(islice(lines, _AT_ONCE)):
+            yield from _rows(part)
 
 
 def differing(those: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -189,16 +190,37 @@ def _is_held(path: Path) -> bool:
 def _newest(metrics: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the newest train row and all test rows.
 
-    The best test may be anywhere, so all lines are read; but only those that matter are parsed.
+    The best test may be anywhere, so all lines are looked at; but only those that matter are taken
+    apart from the others, and parsed.
     """
-    tests, train = [], b""
-    with suppress(OSError), metrics.open("rb") as lines:
-        for line in lines:
-            if b'"test"' in line:
-                tests += [row] if (row := _row(line)).get("split") == "test" else []
-            elif line.startswith(b"{") and line.endswith(b"}\n"):  # not torn
-                train = line
+    tests, train, rest = list[dict[str, Any]](), b"", b""
+    with suppress(OSError), metrics.open("rb") as file:
+        while block := file.read(_BLOCK):
+            whole, _, rest = (rest + block).rpartition(b"\n")
+            tests += _tests(whole)
+            train = _last_train(whole) or train
+        tests += _tests(rest)
     return _row(train), tests
+
+
+def _tests(lines: bytes) -> Iterator[dict[str, Any]]:
+    at = 0
+    while (at := lines.find(_TEST, at)) >= 0:
+        start, end = lines.rfind(b"\n", 0, at) + 1, lines.find(b"\n", at)
+        at = end if end >= 0 else len(lines)
+        if (row := _row(lines[start:at])).get("split") == "test":
+            yield row
+
+
+def _last_train(lines: bytes) -> bytes:
+    end = len(lines)
+    while end > 0:
+        start = lines.rfind(b"\n", 0, end) + 1
+        line = lines[start:end]
+        if line.startswith(b"{") and line.endswith(b"}") and _TEST not in line:  # not torn
+            return line
+        end = start - 1
+    return b""
 
 
 def _rows(lines: list[bytes]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from click.testing import CliRunner, Result
@@ -28,7 +29,7 @@ EVIL = (
 
 
 def read(*runs: Any) -> list[tuple[RunSummary, list[dict[str, Any]]]]:
-    return [(summary(run.path), rows_of(run)) for run in runs]
+    return [(summary(run.path), list(rows_of(run))) for run in runs]
 
 
 def reported(*words: str | Path) -> Result:
@@ -154,13 +155,27 @@ def test_every_run_has_a_colour_of_its_own() -> None:
 
 
 def test_a_long_curve_keeps_its_ends_of_range() -> None:
-    points = [(float(step), float(step % 7)) for step in range(100_000)]
+    points = np.array([(float(step), float(step % 7)) for step in range(100_000)])
     points[54_321] = (54_321.0, 99.0)
-    kept = thinned(points)
+    kept = thinned(points).tolist()
     assert len(kept) <= 2002
-    assert (54_321.0, 99.0) in kept
+    assert [54_321.0, 99.0] in kept
     assert kept == sorted(kept)
-    assert thinned(points[:50]) == points[:50]
+    assert thinned(points[:50]) is not points
+    assert (thinned(points[:50]) == points[:50]).all()
+
+
+def test_odd_rows_are_left_out_of_curves_and_the_others_stay_in_order() -> None:
+    rows: list[dict[str, Any]] = [row("train", 0, step, float(step)) for step in range(1, 8)]
+    rows[1] |= {"own": 5}
+    rows[2] |= {"loss": float("nan"), "own": True}
+    rows[3] |= {"loss": 10**400, "time": None, "samples": "many"}
+    rows[4] |= {"step": "five"}
+    rows[5] |= {"split": ["train"]}
+    rows[6] |= {"loss": 1e300}
+    curves = curves_of([*rows, row("train", 0, 9, 9.0) | {"time": 9.0}])
+    assert curves["train", "loss"][:, 0].tolist() == [1, 2, 9]
+    assert curves["train", "own"][:, :2].tolist() == [[2, 5]]
 
 
 def test_nothing_that_comes_from_a_run_is_markup(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_torn_and_odd_files_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     found = summary(run.path)
     assert (found.state, found.step, found.best_test_loss) == ("killed", 13, 0.5)
     assert "\x1b" not in found.recipe
-    assert len(rows_of(run)) == len(ROWS) + 1
+    assert len(list(rows_of(run))) == len(ROWS) + 1
     shown = listed(tmp_path)
     assert shown.exit_code == 0
     assert "killed" in shown.output
