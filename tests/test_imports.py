@@ -21,6 +21,7 @@ WINGS = [
     "cli",
     "job",
     "foreground",
+    "remote",
     "slurm",
     "report",
     "doctor",

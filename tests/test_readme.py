@@ -32,8 +32,8 @@ PAGES = {"README": README, **GUIDE}
 NAMED = re.compile(r"# ([\w/.-]+\.\w+)\n")
 # What needs a cluster, W&B's server or another machine is only parsed.
 ELSEWHERE = re.compile(
-    r"launcher (sync|sweep|cancel|resubmit|logs .*--follow|submit .*--here|doctor .*--slurm"
-    r"|run .*--nnodes)\b"
+    r"launcher (sync|sweep|cancel|resubmit|pull|logs .*--follow|submit .*--(here|host)"
+    r"|doctor .*--slurm|run .*--nnodes)\b"
 )
 FIRST = ["pip install uv && uv run launcher run digits --nproc 2", "uv run pytest"]
 

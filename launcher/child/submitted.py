@@ -9,6 +9,7 @@ from launcher.child.process import Child
 from launcher.child.words import Asked, words_for_script, words_of
 from launcher.cli.slurm import submit as command
 from launcher.errors import BadInput, LauncherError
+from launcher.remote import place as places
 from launcher.run.config import new_run_path
 from launcher.run.directory import RunDir, read_json
 from launcher.run.listing import rows_of
@@ -37,7 +38,10 @@ class SubmittedRun:
 
         Raises BadInput for a grid, which has `runs`, and where SLURM cannot be asked.
         """
-        found = statuses(runs_of(self.path))
+        if place := places.of(self.path):
+            found = [Status(**row | {"run_dir": str(self.path)}) for row in places.rows_of([place])]
+        else:
+            found = statuses(runs_of(self.path))
         if len(found) != 1 or found[0].run_dir != str(self.path):
             raise BadInput(f"`{self.path}` is a grid of runs", hint="ask each of its `runs`")
         return found[0]
@@ -53,7 +57,10 @@ class SubmittedRun:
 
     def cancel(self) -> None:
         """Cancel its jobs, as `launcher cancel` does: what runs saves a checkpoint."""
-        control.cancel(runs_of(self.path))
+        if place := places.of(self.path):
+            places.told(place, ["cancel", place.path])
+        else:
+            control.cancel(runs_of(self.path))
 
 
 def submit(

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from launcher.cli.answers import JSON, Answers, tell
+from launcher.cli.options import sbatch_of, with_sbatch_options
 from launcher.cli.say import say
-from launcher.cli.slurm import sbatch_of, with_sbatch_options
 from launcher.cli.words import TakesHyperparameters
 from launcher.doctor.checks import Check
 from launcher.doctor.doctor import examine

@@ -1,4 +1,4 @@
-"""The commands for runs that go on, most on a cluster: status, watch, logs, cancel, resubmit."""
+"""The commands for runs that go on, on a cluster most: status, watch, logs, cancel, pull ..."""
 
 import json
 import math
@@ -7,18 +7,21 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from launcher.cli.options import sbatch_of, with_sbatch_options
 from launcher.cli.say import say
-from launcher.cli.slurm import run_here, sbatch_of, warn_if_stuck, with_sbatch_options
+from launcher.cli.slurm import run_here, warn_if_stuck
 from launcher.errors import BadInput
 from launcher.foreground import here as allocation
 from launcher.masks import clean_log
 from launcher.processes import shown
+from launcher.remote import place as places
 from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.run.listing import find_runs, summary
@@ -29,12 +32,39 @@ from launcher.times.goodput import words
 
 _ASK_AGAIN_S = 30.0  # between two questions to SLURM
 _FIRST_S = 5.0  # that the first page waits for an answer
-_RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
+_GIVEN = f"{__name__}.given"  # in `Context.meta`
 _WHICH = click.argument("which", nargs=-1, metavar="[RUN_DIR|JOB]...")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.command()
+class OrThere(click.Command):
+    """A command that runs at another host, where the runs that it names are at one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, and keep the words."""
+        ctx.meta[_GIVEN] = [str(self.name), *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command here or there."""
+        named = ctx.params["which"] if "which" in ctx.params else [ctx.params["run_dir"]]
+        if (code := places.run_there(ctx.meta[_GIVEN], named)) is not None:
+            ctx.exit(code)
+        return super().invoke(ctx)
+
+
+class _RunDir(click.Path):
+    """A run directory: one that is here, or at another host."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return its path."""
+        return Path(value) if places.of(Path(value)) else super().convert(value, param, ctx)
+
+
+_RUN_DIR = click.argument("run_dir", type=_RunDir(path_type=Path, file_okay=False, exists=True))
+
+
+@click.command(cls=OrThere)
 @_WHICH
 @_JSON
 def status(which: tuple[str, ...], as_json: bool) -> None:
@@ -44,14 +74,25 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     run directories. Of one run a second line says where the time of all its starts went.
     """
     paths = find(which)
+    elsewhere = [] if which else places.together(places.below(Path("runs")).values())
     try:
         rows = statuses(paths)
     except NoAnswer as error:
         say(f"{error.message}; this is what the run directories say", err=True)
         rows = [status_of(path, None) for path in paths]
     if as_json:
-        say(json.dumps([asdict(row) for row in rows]))
+        there = [row for those in elsewhere for row in places.rows_of(those)]
+        say(json.dumps([asdict(row) for row in rows] + there))
         return
+    if rows or not elsewhere:
+        _show(rows)
+    for those in elsewhere:
+        say(f"at {those[0].host}:", err=True)
+        places.ask(those[0], ["status", *(one.path for one in those)])
+
+
+def _show(rows: Sequence[Status]) -> None:
+    """Print how runs are, a line each."""
     width = max((len(row.run_dir) for row in rows), default=0)
     for row in rows:
         say(_line(row, width))
@@ -66,8 +107,8 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
         say("no submitted runs below ./runs")
 
 
-@click.command()
-@click.argument("which", nargs=-1, metavar="[RUN_DIR|JOB]...")
+@click.command(cls=OrThere)
+@_WHICH
 def watch(which: tuple[str, ...]) -> None:
     """Show runs as they go on: progress, curves, speed, ranks, GPUs, last lines.
 
@@ -147,7 +188,7 @@ def _line(row: Status, width: int) -> str:
     return line.replace("\n", "\\n")
 
 
-@click.command()
+@click.command(cls=OrThere)
 @_RUN_DIR
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @click.option("--rank", type=click.IntRange(0), help="What one process said.")
@@ -170,7 +211,7 @@ def logs(run_dir: Path, follow: bool, rank: int | None, as_json: bool) -> None:
         sys.stdout.write(clean_log(text))
 
 
-@click.command()
+@click.command(cls=OrThere)
 @click.argument("which", nargs=-1, required=True, metavar="RUN_DIR|JOB...")
 @_JSON
 def cancel(which: tuple[str, ...], as_json: bool) -> None:
@@ -193,7 +234,7 @@ def cancel(which: tuple[str, ...], as_json: bool) -> None:
         say("nothing to cancel: no job of these runs waits or runs")
 
 
-@click.command()
+@click.command(cls=OrThere)
 @_RUN_DIR
 @with_sbatch_options
 @click.option("--max-requeues", type=click.IntRange(0), help="[default: as before]")
@@ -224,3 +265,17 @@ def resubmit(run_dir: Path, as_json: bool, here: bool, **options: Any) -> None:
             say(f"job {job.name} goes on with {run_dir}")
         say(f"follow it: launcher logs {shown(run_dir)} --follow")
     warn_if_stuck(jobs, run_dir)
+
+
+@click.command()
+@_RUN_DIR
+def pull(run_dir: Path) -> None:
+    """Bring what `launcher report` needs of a run at another host: texts, and no checkpoint.
+
+    Again brings what is new; nothing here is deleted.
+    """
+    from launcher.remote.pull import pull as bring  # noqa: PLC0415  # rsync, only here
+
+    place = bring(run_dir)
+    say(f"pulled from {place.host}: {shown(run_dir)}")
+    say(f"see it with: launcher report {shown(run_dir)}", err=True)

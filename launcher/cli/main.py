@@ -43,6 +43,10 @@ COMMANDS = {
         "jobs",
         "Submit the run in RUN_DIR again; it goes on from its newest checkpoint.",
     ),
+    "pull": (
+        "jobs",
+        "Bring what `launcher report` needs of a run at another host: texts, and no checkpoint.",
+    ),
     "doctor": (
         "doctor",
         "Check that training works here: packages, disk, clock, GPUs, processes and their network.",
@@ -76,7 +80,9 @@ PAGES = {
     **dict.fromkeys(("run", "debug", "recipes"), "recipes"),
     "plan": "sharding",
     **dict.fromkeys(("resume", "test", "checkpoints"), "resume"),
-    **dict.fromkeys(("submit", "status", "logs", "cancel", "resubmit", "doctor"), "cluster"),
+    **dict.fromkeys(
+        ("submit", "status", "logs", "cancel", "resubmit", "pull", "doctor"), "cluster"
+    ),
     **dict.fromkeys(("sync", "sweep"), "tracking"),
     **dict.fromkeys(("runs", "watch", "diff", "report"), "run-directory"),
 }

@@ -14,6 +14,8 @@ import click
 from launcher.cli.say import say
 from launcher.errors import BadInput, RunDirError
 from launcher.launch.resume import check_is_run
+from launcher.processes import shown
+from launcher.remote import place as places
 from launcher.report.compare import Comparison, Difference, compare
 from launcher.run.best import in_facts, name_of
 from launcher.run.checkpoint_files import all_of, problem
@@ -52,6 +54,9 @@ def runs(folder: Path, as_json: bool) -> None:
         _print_table(lines)
     else:
         say(f"no runs in `{folder}`")
+    for path, place in places.below(folder).items():
+        if next(find_runs(path), None) is None:
+            say(f"{shown(path)} is at {place.host}: `launcher pull` brings what it tells", err=True)
 
 
 @click.command()

@@ -1,8 +1,9 @@
 """The commands that put a run on a cluster: submit, and those that job scripts call."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from launcher.cli.answers import JSON, is_asked, tell, tell_of
-from launcher.cli.options import INIT_FROM, TRACKING
+from launcher.cli.options import INIT_FROM, TRACKING, sbatch_of, with_sbatch_options
 from launcher.cli.say import say
 from launcher.cli.scripts import refuse_for_script, script_options, what, with_script_options
-from launcher.cli.words import PassesOn
+from launcher.cli.words import GIVEN, PassesOn
 from launcher.errors import BadInput, RunDirError, Stopped
 from launcher.foreground import here, local
 from launcher.job import lifecycle
@@ -22,50 +23,15 @@ from launcher.job import node as job_node
 from launcher.job import place as job_place
 from launcher.job import requeue as job_requeue
 from launcher.launch.launch import Nodes
-from launcher.processes import shown
+from launcher.processes import orderly, shown
 from launcher.run.directory import RunDir
 from launcher.run.job import Job, SlurmFolder
 from launcher.slurm import control
-from launcher.slurm.options import sbatch_options, value_of
 from launcher.slurm.points import Program, Wishes
 from launcher.times import notes as times
 
 if TYPE_CHECKING:
     from launcher.slurm.submit import Plan
-
-# Options of sbatch that have a name of their own here; all others go through --sbatch.
-SBATCH = {
-    "nodes": "How many nodes.",
-    "gpus-per-node": "GPUs of each node, and processes on it.",
-    "time": "Time limit, for each start: minutes or H:MM:SS.",
-    "partition": "Where to queue.",
-    "account": "Who pays.",
-    "qos": "Quality of service.",
-    "constraint": "Features that nodes must have.",
-    "mem": "Memory of each node.",
-    "cpus-per-task": "Cores of each node. [default without GPUs: one for each process]",
-    "exclude": "Nodes not to use.",
-    "nice": "Wait behind others.",
-    "mail-user": "Whom SLURM writes to.",
-    "job-name": "[default: the recipe's name]",
-}
-
-
-def with_sbatch_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that end up as sbatch's or srun's; `sbatch_of` collects them."""
-    command = click.option(
-        "--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch."
-    )(command)
-    for name, meaning in reversed(SBATCH.items()):
-        command = click.option(f"--{name}", metavar="VALUE", help=meaning)(command)
-    return command
-
-
-def sbatch_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return sbatch's options among those of a command, without dashes."""
-    named = {name: options[name.replace("-", "_")] for name in SBATCH}
-    given = {name: value_of(name, value) for name, value in named.items() if value is not None}
-    return given | sbatch_options(options["sbatch"])
 
 
 def warn_if_stuck(jobs: Sequence[Job], run_dir: Path) -> None:
@@ -118,6 +84,10 @@ _RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=F
 @click.option("--no-checks", is_flag=True, help="Start without checking the nodes first.")
 @click.option("--local", is_flag=True, help="Run the same scripts here, without SLURM.")
 @click.option("--here", is_flag=True, help="Run in the allocation of `salloc` that this is in.")
+@click.option(
+    "--host", metavar="LOGIN", help="At another machine, by ssh: see the guide's cluster."
+)
+@click.option("--staged", is_flag=True, hidden=True, help="As `--host` calls it there.")
 @click.option("--follow", is_flag=True, help="Print the batch log until the job ends.")
 @click.option("--dry-run", is_flag=True, help="Print the scripts and where values come from.")
 @JSON
@@ -135,6 +105,8 @@ def submit(
     from launcher.slurm import shown as slurm_shown  # noqa: PLC0415  # brings Jinja, which is not light
     from launcher.slurm import submit as submission  # noqa: PLC0415
 
+    if options["staged"]:  # whoever has called this does both
+        options |= {"host": None, "follow": False}
     if options["follow"] and (options["grid"] or is_asked()):
         raise BadInput("--follow prints the log of one run: it goes with neither --grid nor --json")
     asked = what(recipe, words, ctx.args, options["nproc"], script_options(options))
@@ -143,6 +115,8 @@ def submit(
     named = {one.name: options[one.name] for one in fields(Wishes)[3:]}
     wishes = Wishes(asked.word, own, _given(options), **named)
     plan = submission.plan(wishes, Program(asked.file, asked.script))
+    if host := _host(plan, options):
+        _submit_there(plan, host, ctx.meta[GIVEN], follow=options["follow"])
     for warning in plan.warnings:
         say(f"warning: {warning}", err=True, colour="yellow")
     if options["dry_run"]:
@@ -168,6 +142,39 @@ def submit(
     warn_if_stuck(jobs, plan.request.run_dir)
     if options["follow"]:
         sys.exit(0 if control.follow_run(plan.request.run_dir) == "completed" else 1)
+
+
+def _host(plan: "Plan", options: Mapping[str, Any]) -> str | None:
+    """Return the host to submit at: the one of --host, else the profile's; None for this machine.
+
+    Raises BadInput for options that do not go together with it.
+    """
+    stays = [name for name in ("local", "here", "dry_run") if options[name]]
+    if options["staged"] or (stays and not options["host"]):
+        return None
+    host: str | None = options["host"] or plan.request.profile.host
+    for name in (*stays, *(one for one in ("init_from", "no_snapshot") if host and options[one])):
+        hint = "the code goes there as it is now, and what else it needs has to be there"
+        raise BadInput(f"--{name.replace('_', '-')} goes with no --host", hint=hint)
+    return host
+
+
+def _submit_there(plan: "Plan", host: str, words: Sequence[str], *, follow: bool) -> NoReturn:
+    """Submit a run at another host, and say where it is."""
+    from launcher.remote import place as places  # noqa: PLC0415  # only where there is a host
+    from launcher.remote import submit as remote  # noqa: PLC0415
+
+    run_dir = plan.request.run_dir
+    with orderly(SystemExit(128 + signal.SIGTERM)):
+        place = remote.submit(plan, host, words)
+    tell(jobs=list(place.jobs), run_dir=str(run_dir), host=host, run_dir_there=place.path)
+    say(f"job {', '.join(place.jobs)} at {host}: {shown(run_dir)}")
+    how = "status" if plan.wishes.grid else "logs --follow"
+    say(f"follow it with: launcher {how} {shown(run_dir)}")
+    if follow:
+        places.ask(place, ["logs", place.path, "--follow"])
+        sys.exit(0 if places.rows_of([place])[0]["state"] == "completed" else 1)
+    sys.exit(0)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from launcher.recipe.file import find, outline
 from launcher.recipe.hyperparameters import describe, meant
 from launcher.run.directory import RunDir
 
+GIVEN = f"{__name__}.given"  # in `Context.meta`: all words, for the same command elsewhere
+
 
 class TakesHyperparameters(Answers):
     """Says how a hyperparameter is given that was given as an option."""
@@ -36,6 +38,7 @@ class PassesOn(TakesHyperparameters):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what comes before `--`."""
         at = args.index("--") if "--" in args else len(args)
+        ctx.meta[GIVEN] = list(args)
         super().parse_args(ctx, args[:at])
         ctx.args = args[at + 1 :]
         return ctx.args

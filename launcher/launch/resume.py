@@ -253,4 +253,6 @@ def check_is_run(run: RunDir) -> None:
         raise
     except OSError as error:
         hint = "name the folder that `launcher run` printed"
+        if run.is_copy:
+            hint = "it is at another host: `launcher pull` brings what it tells"
         raise RunDirError(f"`{run.path}` holds no run", hint=hint) from error

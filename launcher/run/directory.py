@@ -101,6 +101,16 @@ class RunDir:
         return self.path / "snapshot.diff"
 
     @property
+    def remote(self) -> Path:
+        """At which host the run is, where it is not here (see `launcher.remote`)."""
+        return self.path / "remote.json"
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether what is here is what was pulled of a run, or of a run of an array, elsewhere."""
+        return any(RunDir(path).remote.exists() for path in (self.path, self.path.parent))
+
+    @property
     def wandb_state(self) -> Path:
         """What is known of the run's upload to W&B: its address, and whether all has arrived."""
         return self.path / "wandb.json"

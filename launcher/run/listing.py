@@ -176,7 +176,8 @@ def _ending(run: RunDir) -> tuple[State, dict[str, Any]]:
     if result.get("state") in get_args(State):
         return result["state"], result
     begun = run.metrics.exists() or any(run.logs.glob("rank-*"))
-    return ("killed" if begun else "new"), result
+    alive: State = "running" if run.is_copy else "killed"  # as it was when it was pulled
+    return (alive if begun else "new"), result
 
 
 def _is_held(path: Path) -> bool:

@@ -24,6 +24,9 @@ STALE_AFTER_S = 60.0  # a holder on another machine that has been silent for so 
 @contextmanager
 def held(run: RunDir) -> Iterator[None]:
     """Hold the lock of a run directory; raises RunDirError where a living process holds it."""
+    if run.is_copy:
+        hint = "`launcher resubmit` of it goes on with it there"
+        raise RunDirError(f"`{run.path}` is a copy of what a run at another host tells", hint=hint)
     me = _take(run.lock)
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(run.lock, me, done), name="lock", daemon=True)

@@ -41,6 +41,7 @@ class Wishes:
     here: bool = False  # in the allocation that this process is in
     tracking: str | None = None
     init_from: Path | None = None  # a run directory, or a file of weights
+    staged: bool = False  # the code was brought into the run directory: see `launcher.remote`
 
     @property
     def restart(self) -> Literal["requeue", "chain", "never", "here"]:

@@ -38,6 +38,9 @@ class Profile:
     interface: str | None = None  # the network between nodes, for gloo and NCCL: ib0
     gpus: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # how the site counts GPUs
     container: Container | None = None
+    host: str | None = None  # a login node to submit at, as ssh takes it
+    folder: str | None = None  # of the code there: ignored files are links to those in it
+    python: str | None = None  # that has launcher there
     source: str = "none"  # its name and file, for people
 
 
@@ -82,9 +85,11 @@ def _profile(told: dict[str, Any], path: Path) -> Profile:
         values["container"] = _container(told["container"], where)
     if values.get("gpus", "gres") not in ("gpus-per-node", "gres"):
         raise BadInput(f"`gpus` of {where} must be gpus-per-node or gres")
-    for name in ("venv", "conda", "scratch", "interface"):
+    for name in ("venv", "conda", "scratch", "interface", "host", "folder", "python"):
         if not isinstance(told.get(name, ""), str):
             raise BadInput(f"`{name}` of {where} must be a string")
+    if not f"{told.get('folder', '~')}/".startswith(("/", "~/")):
+        raise BadInput(f"`folder` of {where} must begin with / or ~/: it is one at `host`")
     return Profile(**values, source=f"profile {path}")
 
 

@@ -157,7 +157,7 @@ def _is_run(folder: Path, run: RunDir) -> bool:
     found = RunDir(folder)
     has_text = found.recipe.exists() or found.script.exists()
     is_run = has_text and "world_size" in (read_json(found.config) or {})
-    return is_run or folder == run.path or SlurmFolder.of(found).exists()
+    return is_run or folder == run.path or SlurmFolder.of(found).exists() or found.remote.exists()
 
 
 def _plain_tree(recipe: Path, run: RunDir, module: str | None) -> _Tree:

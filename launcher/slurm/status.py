@@ -160,7 +160,7 @@ def _environment() -> dict[str, str]:
 def submitted_runs(folder: Path) -> Iterator[Path]:
     """Give the run directories in a folder that were submitted: arrays as their runs."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if SlurmFolder(path / "slurm").exists():
+        if SlurmFolder(path / "slurm").exists() and not RunDir(path).is_copy:
             yield from runs_of(path)
 
 

@@ -17,7 +17,7 @@ from launcher.masks import masked_words
 from launcher.recipe.file import find
 from launcher.run import wandb
 from launcher.run.config import new_run_path
-from launcher.run.directory import RunDir, write_json, write_text
+from launcher.run.directory import RunDir, read_json, write_json, write_text
 from launcher.run.job import Job, SlurmFolder
 from launcher.run.weights import weights_of
 from launcher.slurm import client, options, partitions, render, snapshot
@@ -25,9 +25,12 @@ from launcher.slurm import profile as slurm_profile
 from launcher.slurm.options import Setting, gpus_of, nodes_of
 from launcher.slurm.points import Point, Program, Wishes, own_config, points_of, shared_config
 from launcher.slurm.render import Request, Scripts
+from launcher.slurm.snapshot import Snapshot
 from launcher.slurm.template import places
 
 DEFAULTS = {"nodes": "1", "signal": "B:USR1@120"}
+# In a run directory that `launcher.remote` has brought here with its code: what that is.
+_MARK = ".staged.json"
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def check(plan: Plan, *, queue: bool = True) -> str:
     for name, script in zip(("batch script", "node script"), plan.scripts, strict=True):
         client.check_syntax(script, name)
     try:
-        if plan.request.run_dir.exists():
+        if plan.request.run_dir.exists() and not plan.wishes.staged:
             raise _taken(plan.request.run_dir)
     except OSError as error:
         raise _unwritable(plan.request.run_dir, error) from error
@@ -151,9 +154,10 @@ def make(plan: Plan) -> SlurmFolder:
 
     Raises RunDirError where the folder is there already, or cannot be written.
     """
-    folder, made = plan.request.folder, _claimed(plan.request.run_dir)
+    folder, staged = plan.request.folder, plan.wishes.staged
+    made = (_brought if staged else claimed)(plan.request.run_dir)
     try:
-        folder.path.mkdir()
+        folder.path.mkdir(exist_ok=staged)  # a profile was brought, too
         request, facts = _snapshot(plan)
         nodes = Nodes(plan.request.nproc, plan.nodes, cpu=plan.cpu)
         shared = shared_config(plan.program, plan.points[0], nodes, plan.wishes.init_from) | facts
@@ -177,7 +181,7 @@ def make(plan: Plan) -> SlurmFolder:
     return folder
 
 
-def _claimed(path: Path) -> list[Path]:
+def claimed(path: Path) -> list[Path]:
     """Make the folder of a submission; returns the folders that were made, innermost first.
 
     Raises RunDirError where it is there: of two submissions at once it belongs to the first.
@@ -188,6 +192,14 @@ def _claimed(path: Path) -> list[Path]:
         raise _taken(path) from error
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _brought(path: Path) -> list[Path]:
+    """Take a folder that `launcher.remote` has made."""
+    if not (path / _MARK).is_file():
+        hint = "`launcher submit --host` on another machine brings it"
+        raise RunDirError(f"`{path}` holds no code that was brought", hint=hint)
+    return [path]
 
 
 def _taken(path: Path) -> RunDirError:
@@ -230,13 +242,31 @@ def _snapshot(plan: Plan) -> tuple[Request, dict[str, Any]]:
     script = plan.program.script
     if plan.wishes.no_snapshot or plan.program.is_installed:
         return replace(plan.request, workdir=Path.cwd()), {}
-    module = script.module if script else None
-    taken = snapshot.take(RunDir(plan.request.run_dir), plan.program.file.path, module)
+    taken, more = _taken_before(plan) if plan.wishes.staged else (_take(plan), {})
     facts = {"recipe_path": str(taken.recipe_path), "snapshot": taken.facts}
     facts["folder"] = str(taken.workdir)  # where it runs
     if script and script.file:
         facts["script"] = script.told() | {"file": str(taken.recipe_path)}
-    return replace(plan.request, workdir=taken.workdir), facts
+    return replace(plan.request, workdir=taken.workdir), facts | more
+
+
+def _take(plan: Plan) -> Snapshot:
+    script = plan.program.script
+    module = script.module if script else None
+    return snapshot.take(RunDir(plan.request.run_dir), plan.program.file.path, module)
+
+
+def _taken_before(plan: Plan) -> tuple[Snapshot, dict[str, Any]]:
+    """Return the copy that was brought here, once: from now on it is this run's.
+
+    And what config.json says of where it was brought from.
+    """
+    run = RunDir(plan.request.run_dir)
+    told = read_json(run.path / _MARK) or {}
+    (run.path / _MARK).unlink()
+    workdir = Path.cwd() if told["inner"] is None else run.snapshot / told["inner"]
+    recipe = run.snapshot / told["recipe"]
+    return Snapshot(run.snapshot, workdir, recipe, told["snapshot"]), told["config"]
 
 
 def _asked(plan: Plan) -> dict[str, Any]:
