@@ -204,10 +204,13 @@ def _import_all() -> None:
     if told:  # from here on lines count; those of torch would cost time, and count for nothing
         os.environ[COVERAGE] = told
         import_module("coverage").process_startup()
+        import_module("sitecustomize").count_what_runs()
     package = import_module("launcher")
     for found in pkgutil.walk_packages(package.__path__, "launcher."):
         if found.name not in _RUN_AS_MAIN:
             import_module(found.name)
+    if told:  # once and for all: no fork has to write down again what importing runs
+        sys.modules["coverage"].Coverage.current().save()
 
 
 def serve(server: socket.socket, parent: int, hooks: Hooks) -> None:

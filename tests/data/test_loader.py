@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loading import batches, digits, same
 from torchvision.transforms import v2
@@ -54,6 +54,7 @@ def test_what_is_no_dataset_is_refused(made: object, words: str) -> None:
         sized(made, "train_data")
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=9), st.integers(0, 99))
 def test_random_numbers_belong_to_samples_not_batches(indices: list[int], epoch: int) -> None:
     together = SampleRandom(5, epoch, indices).uniform(3)
@@ -75,6 +76,7 @@ def test_draws_epochs_seeds_and_samples_differ_and_are_even() -> None:
     assert set(random.integers(2, 5).flatten().tolist()) == {2, 3, 4}
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
 def test_mixed_keys_fit_torch_s_generators(words: list[int]) -> None:
     assert 0 <= mix(*words) < 2**63

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -132,6 +132,7 @@ def loaded(recipe: Recipe, dataset: Any, world: int, epoch: int = 2, start: int 
     return [sorted(step) for step in steps]
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.integers(0, 9), max_size=30))
 def test_a_sample_has_another_name_each_time_that_it_comes(indices: list[int]) -> None:
     names = named(np.array(indices, np.int64))

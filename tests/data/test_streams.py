@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher import Recipe, Stream, sample_seed
@@ -104,6 +104,7 @@ def world_of(stream: Stream, world: int, **values: Any) -> list[Loader]:
     return [loader(stream, Base(**values), rank, world) for rank in range(world)]
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
 def test_lanes_take_turns_and_those_that_have_ended_are_left_out(sizes: list[int]) -> None:
     stream = Stream(numbers, len(sizes), sizes)

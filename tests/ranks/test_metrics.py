@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ def totals(sums: Sums) -> Totals:
     return sums.totals(sums.vector().tolist())
 
 
+@settings(deadline=None)  # a busy machine
 @given(st.lists(st.lists(st.integers(0, 64), min_size=1, max_size=4), min_size=1, max_size=30))
 def test_losses_are_summed_step_by_step_and_answers_over_all(steps: list[list[int]]) -> None:
     sums = Sums(len(steps), CPU)
