@@ -139,7 +139,7 @@ class Connection:
             if line.strip() == _READY:
                 return
         self._master.wait()
-        raise self._lost(said.read_text(errors="replace"))
+        raise self._lost(said.read_text(errors="replace").strip())
 
     def __exit__(
         self,

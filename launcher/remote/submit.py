@@ -65,7 +65,7 @@ def submit(plan: Plan, host: str, words: Sequence[str]) -> Place:
                 place.write(run_dir)  # from here on it may be in a queue there
                 told = _submitted(connection, place, code, _words(plan, words, code, place))
                 if told.get("error") or not told.get("jobs"):
-                    RunDir(run_dir).remote.unlink()
+                    RunDir(run_dir).remote.unlink(missing_ok=True)
                     raise _refused(told, host)
                 queued = replace(place, jobs=tuple(told["jobs"]))
                 queued.write(run_dir)
@@ -147,7 +147,9 @@ def _brought(connection: Connection, code: _Code, plan: Plan) -> Iterator[Place]
         yield place
     except BaseException:
         with suppress(LauncherError):
-            connection.ask(place.folder, place.python, "discard", run_dir=place.path, mark=mark)
+            there = {"run_dir": place.path, "mark": mark}
+            if not connection.ask(place.folder, place.python, "discard", **there)["there"]:
+                RunDir(run_dir).remote.unlink(missing_ok=True)
         raise
 
 

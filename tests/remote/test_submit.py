@@ -2,16 +2,20 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from login_node import Login, login_node, missing
 from snapshots import repository
-from training import RECIPES, started, wait_for
+from training import RECIPES, launcher, started, wait_for
 
 from launcher.errors import LauncherError
 from launcher.remote import place as places
@@ -115,6 +119,26 @@ def test_a_launcher_of_another_version_there_or_none_is_refused(
     refused(login, laptop, "has no launcher", "install", python=none)
     no_rsync = other_python(tmp_path, f"PATH=/nowhere exec {PYTHON}")
     refused(login, laptop, "no `rsync` at login", "installed", python=no_rsync)
+    full = other_python(tmp_path, f"ulimit -f 0; exec {PYTHON}")
+    refused(login, laptop, "at login: .*File too large", "", python=full)
+
+
+def test_a_connection_that_is_lost_before_it_queues_is_told_and_leaves_nothing(
+    login: Login, laptop: Path, tmp_path: Path
+) -> None:
+    asked, recipe = tmp_path / "asked", laptop / "my.py"
+    slow = f"(os.mkdir({str(asked)!r}), time.sleep(60)) if '/there/' in __file__ else 0"
+    recipe.write_text(recipe.read_text() + f"\nimport os, time\nSLOW = {slow}\n")
+
+    def lose() -> None:
+        wait_for(asked.exists)
+        for one in login.living():
+            one.kill()
+
+    with ThreadPoolExecutor() as threads:
+        losing = threads.submit(lose)
+        refused(login, laptop, "nobody knows whether .* queued at login", "status")
+        losing.result()
 
 
 def test_ignored_files_that_are_not_there_are_named_and_a_run_there_is_not_taken_over(
@@ -183,6 +207,15 @@ def test_a_submission_that_is_ended_leaves_no_connection_and_queues_nothing(
         assert (written(there), written(laptop)) == before
 
 
+def here_and_there(laptop: Path) -> Path:
+    """A run that is there, with its note here; returns the folder there."""
+    there, here = laptop.parent / "there", laptop / "runs" / "a"
+    finished_run(there / "runs" / "a", rows=5)
+    here.mkdir(parents=True)
+    places.Place("login", str(there), PYTHON, str(there / "runs" / "a")).write(here)
+    return there / "runs" / "a"
+
+
 def finished_run(folder: Path, rows: int) -> None:
     """A run as it is there, with all that is not to be pulled."""
     (folder / "logs").mkdir(parents=True)
@@ -202,10 +235,7 @@ def finished_run(folder: Path, rows: int) -> None:
 def test_what_a_report_needs_is_pulled_again_and_again_and_a_break_leaves_no_half_of_it(
     login: Login, laptop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, here = tmp_path / "there" / "runs" / "a", laptop / "runs" / "a"
-    finished_run(there, rows=5)
-    here.mkdir(parents=True)
-    places.Place("login", str(tmp_path / "there"), PYTHON, str(there)).write(here)
+    there, here = here_and_there(laptop), laptop / "runs" / "a"
     pull(here)
     (here / "mine.txt").touch()
     names = ["config.json", "logs", "logs/rank-0.log", "metrics.jsonl", "mine.txt", "remote.json"]
@@ -225,4 +255,51 @@ def test_what_a_report_needs_is_pulled_again_and_again_and_a_break_leaves_no_hal
     pull(here)
     assert (here / "metrics.jsonl").read_bytes() == (there / "metrics.jsonl").read_bytes()
     assert (here / "mine.txt").exists()
+    wait_for(lambda: not login.living())
+
+
+def test_watch_has_the_terminal_and_ends_there_when_it_ends_here(
+    login: Login, laptop: Path
+) -> None:
+    here_and_there(laptop)
+    ours, theirs = pty.openpty()
+    words = [PYTHON, "-m", "launcher", "watch", "runs/a"]
+    env = os.environ | {"TERM": "xterm"}
+    process = subprocess.Popen(
+        words, cwd=laptop, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    try:
+        page = b""
+        while b"train loss" not in page:  # raises where the command ends before
+            page += os.read(ours, 4096)
+        assert login.runs("watch")
+        os.write(ours, b"\x03")
+        with suppress(OSError):  # nobody is left who writes
+            while os.read(ours, 4096):
+                pass
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    wait_for(lambda: not login.living())
+    os.close(ours)
+
+
+def test_a_connection_of_the_user_s_own_is_used_and_left_open(login: Login, laptop: Path) -> None:
+    here_and_there(laptop)
+    config, keys = login.folder / "ssh_config", login.folder / "authorized_keys"
+    before, text = config.read_text(), keys.read_text()
+    config.write_text(f"ControlPath {login.folder}/own-%r\n{before}")
+    with subprocess.Popen(["ssh", "-MN", "login"], stdin=subprocess.DEVNULL) as own:
+        try:
+            wait_for(lambda: any(login.folder.glob("own-*")))
+            keys.write_text("")  # from now on nobody gets in anew, as with a code that is asked for
+            pull(laptop / "runs" / "a")
+            assert launcher("logs", "runs/a", cwd=laptop).stdout == "said"
+            assert own.poll() is None
+        finally:
+            own.terminate()
+            config.write_text(before)
+            keys.write_text(text)
     wait_for(lambda: not login.living())
