@@ -45,7 +45,7 @@ def find(name_or_path: str) -> RecipeFile:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe `{path}` cannot be read: {error}") from error
     if source is None and path.is_dir():
-        hint = f"name the file in it that is to be run, or write {MAIN}: `python FOLDER` runs that"
+        hint = "name a file in it, or write that one; `launcher resume` goes on with a run"
         raise RecipeError(f"the folder `{path}` has no {MAIN}", hint=hint)
     if source is None:
         beside = [str(file) for file in path.parent.glob("*.py")]
