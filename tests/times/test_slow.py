@@ -1,11 +1,15 @@
 """When a rank is told to be slow: in a row, by much, and not for having more samples."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from launcher.run.directory import RunDir
+from launcher.cli.jobs import status
+from launcher.run.directory import RunDir, write_json
+from launcher.run.job import SlurmFolder
 from launcher.run.record import Record
 from launcher.times import slow
 from launcher.times.slow import RankTimes, SlowRanks
@@ -100,3 +104,16 @@ def test_what_an_earlier_start_has_noted_goes_with_the_first_report(run: RunDir)
 def test_a_note_that_is_none_tells_of_nobody(text: str, run: RunDir) -> None:
     run.slow.write_text(text)
     assert slow.read(run) == []
+
+
+def test_status_tells_of_them_in_a_line_and_in_json(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "r")
+    run.create({"hyperparameters": {}, "world_size": 2, "nodes": 2, "cpu": True}, "")
+    SlurmFolder.of(run).path.mkdir()
+    write_json(SlurmFolder.of(run).job, {"submitted": 1.0, "nodes": 2, "nproc": 1})
+    words = "rank 1 on n2 was 1.5 times the median, 3 reports in a row"
+    write_json(run.slow, {"slow": [{"rank": 1, "node": "n2", "words": words}]})
+    told = CliRunner().invoke(status, [str(run.path)])
+    assert (told.exit_code, told.output.splitlines()[1].strip()) == (0, words)
+    [row] = json.loads(CliRunner().invoke(status, [str(run.path), "--json"]).output)
+    assert row["slow"] == [words]

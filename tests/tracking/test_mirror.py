@@ -187,7 +187,7 @@ def test_a_run_that_goes_on_keeps_its_page_and_loses_no_row(
     steps = [row["_step"] for row in page.history]
     assert steps == [position(row) for row in run.rows]  # none twice, none missing, none backwards
     speeds = ["samples_per_second", "step_time", "data_wait", "eta_seconds", "slowest_rank"]
-    speeds += ["rank_time_median", "rank_time_slowest"]
+    speeds += ["rank_time_median", "rank_time_slowest", "rank_time_of"]
     timeless = {"trainer/time", *(f"speed/{name}" for name in speeds)}
     for sent, row in zip(page.rows, run.rows, strict=True):
         kept = {k: v for k, v in history_row(row).items() if k not in timeless}
