@@ -218,9 +218,10 @@ def _program(name: str) -> str:
     raise BadInput(f"there is no `{name}` here", hint=hint)
 
 
-def _short() -> str | None:
-    """Return a folder for a socket, whose path may have about 100 letters; None for the usual."""
-    return "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108  # a folder of its own in it
+def _short() -> str:
+    """Return where temporary files go, by a short path: that of a socket may have 100 letters."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) < 60 else "/tmp"  # noqa: S108  # in a folder of its own
 
 
 def _hint(host: str, said: str) -> str:

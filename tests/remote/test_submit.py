@@ -196,6 +196,7 @@ def test_a_submission_that_is_ended_leaves_no_connection_and_queues_nothing(
     (laptop / "site.toml").write_text(told)
     before = written(there), written(laptop)
     env = slow_rsync(tmp_path, f"touch {tmp_path}/begun; sleep 20")
+    env["TMPDIR"] = str(login.folder)  # a SIGKILL leaves temporary files
     words = ["submit", "my.py", "--host", "login", "--profile", "site.toml", "--run-dir", "runs/a"]
     with started(*words, cwd=laptop, env=env) as process:
         wait_for((tmp_path / "begun").exists)
