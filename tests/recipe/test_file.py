@@ -262,7 +262,6 @@ def test_the_line_that_fails_is_named(tmp_path: Path) -> None:
         ("fashion-mnist", "fashion_mnist"),
         ("mien.py", "mine.py"),
         ("nowhere/xyzzy.py", None),
-        (".", None),
     ],
 )
 def test_a_recipe_that_is_not_there_is_answered_with_the_nearest(
