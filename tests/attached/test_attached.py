@@ -13,6 +13,8 @@ import pytest
 from training import Run, command, family, launcher, started, survivors, wait_for
 from wandb_server import wandb_server
 
+pytestmark = pytest.mark.warm
+
 HERE = Path(__file__).parent
 MLP = HERE / "mlp.py"
 STEPS = 12

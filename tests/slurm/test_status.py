@@ -22,6 +22,8 @@ from launcher.run.listing import summary
 from launcher.slurm import status
 from launcher.slurm.status import JobNow
 
+pytestmark = pytest.mark.warm
+
 
 def on_slurm(test: Any) -> Any:
     return pytest.mark.slow(pytest.mark.slurm(test))
