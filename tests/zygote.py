@@ -155,6 +155,7 @@ class Hooks:
         threads = int(os.environ.get("OMP_NUM_THREADS", self.threads))
         if threads != _computing():
             sys.modules["torch"].set_num_threads(threads)
+            os.register_at_fork(after_in_child=_renew_threads)
 
     def _register(self, function: Any, *args: Any, **named: Any) -> Any:
         self._at_exit.append(function)
@@ -168,6 +169,16 @@ class Hooks:
         registry = weakref.finalize._registry  # type: ignore[attr-defined]
         for one in set(registry) - self.finalizers:
             del registry[one]
+
+
+def _renew_threads() -> None:
+    """Have torch make its pool of threads anew in a fork, while there is one thread to ask for it.
+
+    It does so when it is first asked, and of several threads at once, as those of a backward pass
+    are, one finds none: "Invalid thread pool!".
+    """
+    torch = sys.modules["torch"]
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def understood(given: Sequence[Any]) -> tuple[Start, list[int], bool]:
