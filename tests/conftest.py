@@ -1,6 +1,7 @@
 """Fixtures that several files share."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from xdist.scheduler import LoadFileScheduling
 
 # Threads that wait for each other keep no core busy: there are more of them than cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it does not wait for
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C
 WARM.install()
 
 
