@@ -1,12 +1,11 @@
 """Has every Python that tests start import the heavy packages quicker; on its PYTHONPATH.
 
-What is there for good is not looked through for garbage, which is a fifth of importing torch and
-of taking it down, and the lines of others are not counted: another fifth. Nothing else changes.
+What is there for good is not looked through for garbage, which is a fifth of importing torch, and
+the lines of others are not counted: another fifth. Nothing else changes.
 """
 
 from __future__ import annotations
 
-import atexit
 import gc
 import sys
 from importlib.machinery import PathFinder
@@ -58,4 +57,3 @@ def count_what_runs() -> None:
 
 count_what_runs()
 sys.meta_path.insert(0, Quick)
-atexit.register(gc.freeze)  # the first to ask is the last to be heard
