@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -45,14 +46,19 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Login]:
 
 
 @pytest.fixture
-def laptop(login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project, and its folder on the login node, where all that is ignored is, too."""
+def laptop(login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project, and its folder on the login node, where all that is ignored is, too.
+
+    Temporary files have a folder of their own, by a path that is short enough for a socket.
+    """
     monkeypatch.setenv("PATH", login.env["PATH"])
     monkeypatch.chdir(repository(tmp_path / "laptop", CODE))
     for name in ("data/big", "deep/weights.bin"):
         (tmp_path / "there" / name).parent.mkdir(parents=True)
         (tmp_path / "there" / name).touch()
-    return tmp_path / "laptop"
+    with tempfile.TemporaryDirectory() as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        yield tmp_path / "laptop"
 
 
 def submit(laptop: Path, host: str = "login", **keys: str) -> places.Place:
@@ -105,7 +111,7 @@ def refused(
     assert (written(there), written(laptop)) == before
     assert not (laptop / "runs").exists()
     wait_for(lambda: not login.living())
-    assert not list(Path("/tmp").glob("launcher-*/s"))
+    assert not list(Path(tempfile.gettempdir()).iterdir())
 
 
 def test_a_launcher_of_another_version_there_or_none_is_refused(
