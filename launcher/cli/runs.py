@@ -77,18 +77,18 @@ def report(run_dirs: tuple[Path, ...], output: Path | None) -> None:
     folders = list(dict.fromkeys(path.absolute() for path in run_dirs))
     for folder in folders:
         check_is_run(RunDir(folder))
-    shown = [(summary(folder), rows_of(RunDir(folder))) for folder in folders]
+    told = [(summary(folder), rows_of(RunDir(folder))) for folder in folders]
     target = output or (run_dirs[0] if len(folders) == 1 else Path()) / "report.html"
     try:
         _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, page(shown, time.time()))
+        write_text(target, page(told, time.time()))
     except OSError as error:
         raise BadInput(
             f"`{target}` cannot be written: {error.strerror}", hint="name another with --output"
         ) from error
     say(target)
-    for run, _ in shown:
+    for run, _ in told:
         if not any(rows_of(RunDir(run.path))):
             say(f"hint: {run.path.name} has reported nothing yet ({run.state})", err=True)
 

@@ -83,9 +83,7 @@ def stand_in(count: int, work: Callable[[], int]) -> None:
     """Fork `count` processes, and have torchrun take them for the commands it is about to start."""
     gc.collect()
     with uncollected():
-        import_module(
-            "torch._dynamo"
-        )  # a second of work that torch puts off to the first optimizer
+        import_module("torch._dynamo")  # a second that torch puts off to the first optimizer
     sys.stdout.flush()
     sys.stderr.flush()
     forks = [Fork(work) for _ in range(count)]
