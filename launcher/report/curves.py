@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -56,52 +57,48 @@ _SHOWN = [chart.field for chart in CHARTS]
 
 def curves_of(rows: Rows) -> Curves:
     """Return the points of all curves of a run: there may be a million rows, taken by columns."""
-    parts: dict[tuple[str, str], list[Numbers]] = defaultdict(list)
+    parts: dict[tuple[str, str], list[Points]] = defaultdict(list)
     told = (row for row in rows if row.get("split") in ("train", "test"))
     samples, began = 0.0, np.nan
     while some := list(islice(told, _AT_ONCE)):
-        steps, times, sizes = (
-            _numbers([row.get(name) for row in some]) for name in ("step", "time", "samples")
-        )
+        steps, times, sizes = (_column(some, name) for name in ("step", "time", "samples"))
         ours, known = ~np.isnan(steps), ~np.isnan(times)
-        sizes[[row["split"] == "test" for row in some]] = 0
-        so_far = samples + np.nancumsum(np.where(ours, sizes, 0))
+        tests = np.array([row["split"] == "test" for row in some])
+        so_far = samples + np.nancumsum(np.where(ours & ~tests, sizes, 0))
         samples = float(so_far[-1])
         if np.isnan(began) and (ours & known).any():
             began = times[ours & known][0]
         so_far[so_far == 0] = np.nan
-        _take(some, (steps, so_far, np.round(times - began, 1)), parts)
+        along = steps, so_far, np.round(times - began, 1)
+        for name in dict.fromkeys(chain.from_iterable(dict.fromkeys(map(tuple, some)))):
+            if name in _SHOWN or name not in FIELDS:
+                _take(_column(some, name), name, along, tests, parts)
     return {what: np.concatenate(several) for what, several in parts.items()}
 
 
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> Numbers:
+    return _numbers([row.get(name) for row in rows])
+
+
 def _take(
-    rows: Sequence[Mapping[str, Any]],
+    values: Numbers,
+    name: str,
     along: tuple[Numbers, Numbers, Numbers],
-    parts: dict[tuple[str, str], list[Numbers]],
+    tests: npt.NDArray[np.bool_],
+    parts: dict[tuple[str, str], list[Points]],
 ) -> None:
-    """Add the points of some rows, of which `along` has the steps, samples and seconds."""
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)  # rows with the same names
-    for at, row in enumerate(rows):
-        alike[row["split"], *row].append(at)
-    found: dict[tuple[str, str], list[tuple[list[int], Numbers]]] = defaultdict(list)
-    for (split, *names), those in alike.items():
-        columns = zip(*(rows[at].values() for at in those), strict=True)
-        for name, column in zip(names, columns, strict=True):
-            if name in _SHOWN or name not in FIELDS:
-                found[split, name].append((those, _numbers(column)))
-    for what, several in found.items():
-        places = np.concatenate([those for those, _ in several])
-        values, order = np.concatenate([values for _, values in several]), places.argsort()
-        steps, samples, seconds = (one[places[order]] for one in along)
-        points = np.column_stack((steps, values[order], samples, seconds))
-        points = points[~np.isnan(points[:, :2]).any(1)]
-        if len(points):
-            parts[what].append(points)
+    """Add the points of a field in some rows, of which `along` has steps, samples and seconds."""
+    steps, samples, seconds = along
+    known = ~np.isnan(values) & ~np.isnan(steps)
+    for split, those in (("train", known & ~tests), ("test", known & tests)):
+        if those.any():
+            points = np.column_stack((steps, values, samples, seconds))
+            parts[split, name].append(points[those])
 
 
 def _numbers(values: Sequence[Any]) -> Numbers:
     """Return numbers that were read from a file, NaN for anything else."""
-    if {*map(type, values)} <= {int, float}:
+    if {*map(type, values)} <= {int, float, NoneType}:
         with suppress(OverflowError):
             found = np.array(values, dtype=np.float64)
             found[np.abs(found) >= 1e300] = np.nan

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import orjson
 import psutil
 
 from launcher.masks import masked_config
@@ -225,9 +226,12 @@ def _last_train(lines: bytes) -> bytes:
 
 
 def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
-    """Return the rows in some lines: read at once, but where one of them cannot be read."""
+    """Return the rows in some lines: read at once, but where one of them cannot be read.
+
+    Nor can orjson read NaN, which json can.
+    """
     try:
-        found = json.loads(b"[" + b",".join(lines) + b"]")
+        found = orjson.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
         found = map(_row, lines)
     return [row for row in found if row and isinstance(row, dict)]
