@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -60,9 +61,13 @@ def loaded_by_workers(
         multiprocessing_context=recipe.worker_start,
     )
 
+    # Where it would go as garbage in a circle its queues would end first, and no worker would hear
+    # of its end: torch waits 10 s for each.
+    held = [loader]
+
     def epoch() -> Iterator[T]:
         try:
-            return iter(loader)
+            return iter(held[0])
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             if recipe.worker_start == "fork":
                 raise
@@ -72,6 +77,7 @@ def loaded_by_workers(
                 hint="open files and connections in `__getitem__`, and name what is a lambda",
             ) from error
 
+    weakref.finalize(epoch, held.clear).atexit = False
     return epoch
 
 

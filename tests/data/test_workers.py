@@ -1,8 +1,12 @@
 """Data workers: how they start, what they need of the system, and that numbers stay the same."""
 
+import gc
+import multiprocessing
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training import RECIPES, Run, command, family, launcher, started, survivors, wait_for
@@ -124,6 +128,32 @@ def test_a_folder_for_temporary_files_with_a_long_name_is_refused(
             continue
         with pytest.raises(BadInput, match="TMPDIR has 76 letters, and data workers need one of"):
             loaded_by_workers([], sampler, 1, recipe, pinned=False)  # type: ignore[arg-type]
+
+
+class Indices:
+    """Gives a shard as it is asked for."""
+
+    def __getitem__(self, shard: Any) -> Any:
+        return shard
+
+
+def test_data_workers_end_at_once_with_a_loader_that_goes_as_garbage() -> None:
+    class Mine(Recipe):
+        pass
+
+    sampler = ShardSampler(9, 3, rank=0, world_size=1)
+    data: Any = Indices()
+    epoch = loaded_by_workers(data, sampler, 1, Mine(), pinned=False)
+    before = {*multiprocessing.active_children()}
+    circle: list[Any] = [epoch, epoch()]
+    (worker,) = {*multiprocessing.active_children()} - before
+    next(circle[1])
+    circle.append(circle)
+    del epoch, circle
+    began = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - began < 5  # torch would wait 10 s
+    assert not worker.is_alive()
 
 
 @pytest.mark.slow
