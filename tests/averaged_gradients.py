@@ -1,11 +1,13 @@
 """Average gradients of several models in one set of processes (see test_shared_memory)."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
+from many_runs import forked
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,7 +68,8 @@ def check(context: Context, name: str, times: StepTimes) -> None:
         model.zero_grad()
 
 
-def main(out: Path) -> None:
+def main(out: Path) -> int:
+    torch.set_num_threads(1)
     context, times = Context(cpu=True), StepTimes()
     for name in CASES:
         check(context, name, times)
@@ -75,7 +78,9 @@ def main(out: Path) -> None:
     assert SharedGradients.among(context, too_much, times) is None
     (out / f"rank-{context.rank}").touch()
     context.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+    sys.exit(max(map(abs, forked(partial(main, folder), processes, folder / "store"))))

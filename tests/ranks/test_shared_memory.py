@@ -16,19 +16,21 @@ from launcher.run import mark
 from launcher.run.directory import RunDir
 from launcher.run.record import Record
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or sys.platform != "linux",
-    reason="shared memory is used on Linux and x86-64 only; everything else works without it",
-)
+pytestmark = [
+    pytest.mark.warm,
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or sys.platform != "linux",
+        reason="shared memory is used on Linux and x86-64 only; everything else works without it",
+    ),
+]
 DIGITS = PROJECT / "recipes" / "digits.py"
 
 
 @pytest.mark.parametrize("world", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_average_is_that_of_adding_ranks_in_order(tmp_path: Path, world: int) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     script = PROJECT / "tests" / "averaged_gradients.py"
     env = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = command(sys.executable, *torchrun, script, tmp_path, cwd=tmp_path, env=env)
+    done = command(sys.executable, script, tmp_path, str(world), cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list(tmp_path.glob("rank-*"))) == world
     assert "gradients go through sockets" in done.stdout  # where there is too little memory
