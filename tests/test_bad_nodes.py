@@ -126,6 +126,22 @@ def test_a_first_node_without_the_interpreter_is_left_out_once(
     assert not folder.unfit_folder.exists()
 
 
+def test_the_next_job_of_a_chain_leaves_out_what_the_one_before_has_found(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    profile = site(tmp_path, torch=True)
+    hide(cluster, "n1", tmp_path / "mark")
+    first = submit(cluster, tmp_path, "--profile", profile, "--chain=2", "--exclude=n[4-6]")
+    folder = SlurmFolder(tmp_path / "runs" / "r" / "slurm")
+    last = int(folder.jobs()[-1].id)
+    state = cluster.wait(last, *ENDS, timeout_s=200)
+    assert state == "COMPLETED", folder.output(str(first)).read_text()
+    ends = [(one.job, one.nodes, one.verdict, one.bad_nodes) for one in folder.attempts()]
+    assert ends == [(str(first), "n1", "failed", ["n1"]), (str(last), "n2", "completed", [])]
+    assert cluster.job(last)["ExcNodeList"] == "n[4-6],n1"
+    assert "is not told" not in folder.output(str(first)).read_text()
+
+
 SETUPS = [
     ("module load nowhere", "line {} of job.sbatch ended with exit code 127: module load nowhere"),
     (

@@ -18,6 +18,7 @@ from launcher.cli.scripts import refuse_for_script, script_options, what, with_s
 from launcher.cli.words import GIVEN, PassesOn
 from launcher.errors import BadInput, RunDirError, Stopped
 from launcher.foreground import here, local
+from launcher.job import chain as job_chain
 from launcher.job import lifecycle
 from launcher.job import node as job_node
 from launcher.job import place as job_place
@@ -241,6 +242,7 @@ def begin(run_dir: Path, place: bool) -> None:
     names = job_place.place(run, here.job, here.nodes) if place else []
     with _kept(run_dir):
         say(lifecycle.begin(run, here.on(names)), err=place)
+    _tell_chain(run, here, job_chain.HURRIED_S)
     if place:
         say(f"{len(names)} {','.join(names)}")
 
@@ -270,15 +272,22 @@ def end(run_dir: Path, code: int, heard: str, again: bool) -> None:
     The last line says where the time of all starts went. Prints the nodes that the next start must
     not get.
     """
-    here = lifecycle.Here.read(os.environ)
+    here, run = lifecycle.Here.read(os.environ), RunDir(run_dir.absolute())
     with _kept(run_dir):
-        ended = lifecycle.end(RunDir(run_dir.absolute()), here, code, heard, again=again)
-    for words in (ended.message, times.said(RunDir(run_dir))):
+        ended = lifecycle.end(run, here, code, heard, again=again)
+    for words in (ended.message, times.said(run)):
         if words:
             say(words, err=True)
     if ended.exclude:
         say(ended.exclude)
+    _tell_chain(run, here, job_chain.HURRIED_S if heard else job_chain.UNHURRIED_S)
     sys.exit(ended.code)
+
+
+def _tell_chain(run: RunDir, here: lifecycle.Here, within_s: float) -> None:
+    """Have the jobs of a chain that wait leave out bad nodes; says it where that is in vain."""
+    if words := job_chain.leave_out(run, here.job, within_s):
+        say(words, err=True)
 
 
 @job.command()

@@ -11,7 +11,10 @@ from launcher.run.job import Job, SlurmFolder
 
 # Words of a client that has lost the controller after asking: the job may be in the queue.
 _UNANSWERED = ("timed out", "Zero Bytes were transmitted", "Unexpected message received")
-_OF_A_JOB = {"JobState", "Reason", "Command", "NodeList", "TimeLimit", "RunTime", "TresPerNode"}
+_OF_A_JOB = {
+    *("JobState", "Reason", "Command", "NodeList", "ExcNodeList"),
+    *("TimeLimit", "RunTime", "TresPerNode"),
+}
 _ASK_FIRST = "it may have taken the job all the same: `squeue --me` tells; RUN_DIR stays"
 
 
@@ -88,9 +91,12 @@ def job_state(job: str) -> dict[str, str]:
     Of its Command, which is the script, the first word.
     """
     done = scontrol("show", "job", "-o", job)
-    if done.returncode:
-        return {}
-    pairs = [word.partition("=") for word in done.stdout.split()]
+    return {} if done.returncode else pairs_of(done.stdout)
+
+
+def pairs_of(told: str) -> dict[str, str]:
+    """Return what is of use to us in scontrol's words about one job."""
+    pairs = [word.partition("=") for word in told.split()]
     return {key: value for key, _, value in pairs if key in _OF_A_JOB}
 
 
@@ -99,11 +105,11 @@ def hostnames(nodes: str) -> list[str]:
     return scontrol("show", "hostnames", nodes).stdout.split() if nodes else []
 
 
-def scontrol(*words: str) -> "subprocess.CompletedProcess[str]":
+def scontrol(*words: str, timeout_s: float = 30) -> "subprocess.CompletedProcess[str]":
     """Ask the controller from within a job; where there is no answer the exit code is not 0."""
     line = ["scontrol", *words]
     try:
-        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=30)
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=timeout_s)
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(line, 1, "", str(error))
 
