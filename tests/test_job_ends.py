@@ -30,8 +30,8 @@ from submitted import (
 )
 from training import RECIPES, Run, launcher, wait_for
 
-from launcher.job.lifecycle import reach
 from launcher.job.place import first_step
+from launcher.job.unheard import reach
 from launcher.run.checkpoint_files import all_of
 from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder

@@ -23,6 +23,7 @@ from launcher.job import lifecycle
 from launcher.job import node as job_node
 from launcher.job import place as job_place
 from launcher.job import requeue as job_requeue
+from launcher.job.unheard import TAKEN
 from launcher.launch.launch import Nodes
 from launcher.processes import orderly, shown
 from launcher.run.directory import RunDir
@@ -237,12 +238,14 @@ def _kept(run_dir: Path) -> Iterator[None]:
 def begin(run_dir: Path, place: bool) -> None:
     """Count a start of the job; fails where it was started too often."""
     here, run = lifecycle.Here.read(os.environ), RunDir(run_dir.absolute())
+    with _kept(run_dir):
+        lifecycle.prepare(run, here)
     if job_requeue.goes_elsewhere(run, here.job, here.nodes):
-        sys.exit(lifecycle.TAKEN)
+        sys.exit(TAKEN)
     names = job_place.place(run, here.job, here.nodes) if place else []
     with _kept(run_dir):
         say(lifecycle.begin(run, here.on(names)), err=place)
-    _tell_chain(run, here, job_chain.HURRIED_S)
+    job_chain.leave_out(run, here.job, job_chain.HURRIED_S)
     if place:
         say(f"{len(names)} {','.join(names)}")
 
@@ -280,14 +283,9 @@ def end(run_dir: Path, code: int, heard: str, again: bool) -> None:
             say(words, err=True)
     if ended.exclude:
         say(ended.exclude)
-    _tell_chain(run, here, job_chain.HURRIED_S if heard else job_chain.UNHURRIED_S)
+    within_s = job_chain.HURRIED_S if heard else job_chain.UNHURRIED_S
+    job_chain.leave_out(run, here.job, within_s)
     sys.exit(ended.code)
-
-
-def _tell_chain(run: RunDir, here: lifecycle.Here, within_s: float) -> None:
-    """Have the jobs of a chain that wait leave out bad nodes; says it where that is in vain."""
-    if words := job_chain.leave_out(run, here.job, within_s):
-        say(words, err=True)
 
 
 @job.command()

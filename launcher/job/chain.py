@@ -5,6 +5,7 @@ queue before anybody knows of one.
 """
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,19 +18,20 @@ UNHURRIED_S, HURRIED_S = 30.0, 5.0  # for all of them; the latter where SLURM en
 _FORGOTTEN = "Invalid job id"  # SLURM's words for a job that has ended a while ago
 
 
-def leave_out(run: RunDir, job: str, within_s: float) -> str:
+def leave_out(run: RunDir, job: str, within_s: float) -> None:
     """Have the jobs of a chain that wait behind this one leave out the bad nodes, and no others.
 
-    Returns what to say where SLURM does not do it, or does not answer in time: that ends nothing,
-    for each job checks its nodes.
+    Says it in a line where SLURM does not do it, or does not answer in time: that ends nothing, for
+    each job checks its nodes.
     """
     folder = SlurmFolder.of(run)
     ever = {name for one in folder.attempts() for name in one.bad_nodes} | {*folder.bad_nodes()}
     asked = folder.asked()
     if asked.get("restart") != "chain" or not ever:
-        return ""
+        return
     news = _News(asked["exclude"] or "", sorted(folder.bad_nodes()), ever, within_s)
-    return next(filter(None, [news.tell(name) for name in _behind(folder, job)]), "")
+    if in_vain := list(filter(None, [news.tell(name) for name in _behind(folder, job)])):
+        print(in_vain[0], file=sys.stderr, flush=True)
 
 
 def _behind(folder: SlurmFolder, job: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ know is in the run directory: a job that was killed unheard is understood at its
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +20,13 @@ from launcher.errors import (
 from launcher.job import scripts
 from launcher.job.budgets import Budgets
 from launcher.job.cause import cause
-from launcher.job.place import can_go_on, leave_out_slow, lost, note_bad_nodes
+from launcher.job.place import again_on, can_go_on, leave_out_slow, lost, note_bad_nodes
 from launcher.job.turn import taken_over, wait_for_turn
+from launcher.job.unheard import TAKEN, look_back, reach
 from launcher.launch.ended import AskedAgain
 from launcher.launch.launch import Nodes, threads_of
 from launcher.launch.resume import is_completed, resumed
-from launcher.run import checkpoint_files, lock, mark
+from launcher.run import checkpoint_files, lock
 from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder, Verdict
 from launcher.run.node_marks import look_at_all
@@ -33,7 +35,6 @@ from launcher.run.told import is_script
 from launcher.slurm.client import hostnames, job_state
 from launcher.times import notes as times
 
-TAKEN = 143  # exit code of a script whose nodes SLURM has taken away: nobody looks at it
 AGAIN = 77  # exit code of `launcher job end`: another start, on nodes that the job has
 
 
@@ -81,16 +82,33 @@ class End:
     given_up: str = ""  # why it may not start again
 
 
+@contextmanager
+def _turn(run: RunDir, here: Here) -> Iterator[None]:
+    """Wait until nobody else writes to a run, and keep others from it: nothing is noted before."""
+    if not SlurmFolder.of(run).asked():
+        raise RunDirError(f"`{run.path}` was not made by `launcher submit`")
+    wait_for_turn(run, here.job)
+    with lock.held(run):
+        yield
+
+
+def prepare(run: RunDir, here: Here) -> None:
+    """Note how the last start ended, where it could not, before nodes are chosen for this one.
+
+    Raises RunDirError as `begin` does, which does it by itself where this was not asked for.
+    """
+    with _turn(run, here):
+        if not _completed(run, run.read_config()):
+            look_back(run, here.job)
+
+
 def begin(run: RunDir, here: Here) -> str:
     """Count a start of the job; returns what to say of it.
 
     Raises BudgetUsedUp where it was started too often, RunDirError where another job still writes
     to the run directory.
     """
-    if not SlurmFolder.of(run).asked():
-        raise RunDirError(f"`{run.path}` was not made by `launcher submit`")
-    wait_for_turn(run, here.job)
-    with lock.held(run):  # nothing is noted while somebody else may write
+    with _turn(run, here):
         return _begin(run, here)
 
 
@@ -99,13 +117,8 @@ def _begin(run: RunDir, here: Here) -> str:
     asked = folder.asked()
     if _completed(run, told):
         return f"{run.path} is completed: there is nothing left to do"
-    attempts = _attempts(folder, asked)
-    if attempts and attempts[-1].verdict is None:
-        # Killed before it could say how it ended: SLURM took its nodes, or one of them was lost.
-        slow = leave_out_slow(run, hostnames(attempts[-1].nodes))
-        folder.end("interrupted", TAKEN, reach(run), sorted(slow))
-        attempts = _attempts(folder, asked)
-    if attempts:
+    look_back(run, here.job)
+    if attempts := _attempts(folder, asked):
         _refuse_to_go_on(run, attempts, Budgets.of(asked))
     nodes = Nodes(asked["nproc"], asked["nodes"], cpu=told["cpu"])
     if folder.attempts():
@@ -124,7 +137,8 @@ def _begin(run: RunDir, here: Here) -> str:
         scripts.begin(run)
     saved = checkpoint_files.all_of(run.checkpoints)
     onward = f"goes on after step {saved[-1].step}" if saved else "starts"
-    return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1})"
+    bad = again_on(folder, here.nodes)
+    return f"job {here.job} {onward} on {here.nodes} (start {len(attempts) + 1}){bad}"
 
 
 def end(run: RunDir, here: Here, code: int, heard: str, *, again: bool = False) -> End:
@@ -246,13 +260,6 @@ def answer(
         used_up = error.exit_code if first else BudgetUsedUp.exit_code
         return End(used_up, f"{said}given up: {why}", given_up="" if first else why)
     return End(75, f"{said}{last.verdict} after step {last.step}: to be continued")
-
-
-def reach(run: RunDir) -> int:
-    """Return how many optimizer steps a run has come to, saved or not; 0 where nobody says so."""
-    found = mark.read(run.mark(0))
-    saved = [checkpoint.step for checkpoint in checkpoint_files.all_of(run.checkpoints)]
-    return max([found.steps if found else 0, *saved])
 
 
 def _completed(run: RunDir, told: Mapping[str, Any]) -> bool:

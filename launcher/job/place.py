@@ -46,6 +46,13 @@ def place(run: RunDir, job: str, nodes: str) -> list[str]:
     return [there[at] for at in sorted(chosen)]
 
 
+def again_on(folder: SlurmFolder, nodes: str) -> str:
+    """Return what to say of nodes that a start would leave out, if there were others."""
+    bad = folder.bad_nodes()
+    used = [name for name in hostnames(nodes) if name in bad] if bad else []
+    return f", {', '.join(used)} again: there is no other node in their place" if used else ""
+
+
 def can_go_on(run: RunDir, nodes: str, began: float, state: Mapping[str, str]) -> bool:
     """Whether a job has nodes that are well, and time, for another start behind one that `began`.
 

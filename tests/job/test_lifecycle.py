@@ -19,12 +19,12 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
-from launcher.job import lifecycle, place, turn
+from launcher.job import lifecycle, place, turn, unheard
 from launcher.job.budgets import Budgets
 from launcher.job.lifecycle import Here, answer, judge
 from launcher.launch.ended import AskedAgain
 from launcher.run import lock, mark, node_marks
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir, read_json, write_json
 from launcher.run.job import Attempt, SlurmFolder, Verdict
 from launcher.run.record import Record, State
 from launcher.times import notes as times
@@ -97,7 +97,7 @@ PATIENT = replace(BUDGETS, max_failures=9)
         (STOPPED, [("timeout", 5), ("failed", 6), ("timeout", 12)], RUNNING, BUDGETS, 75),
         (STOPPED, [("interrupted", 0), ("interrupted", 0)], RUNNING, BUDGETS, 75),  # not its fault
         (STOPPED, [("interrupted", 0)] * 3, RUNNING, BUDGETS, 76),
-        (STOPPED, [("interrupted", 0)], TAKEN, BUDGETS, lifecycle.TAKEN),
+        (STOPPED, [("interrupted", 0)], TAKEN, BUDGETS, unheard.TAKEN),
         (STOPPED, [("timeout", 0)], RUNNING, replace(BUDGETS, restart=False), 75),
         (STOPPED, [("timeout", 0)], RUNNING, replace(BUDGETS, max_requeues=0), 76),
         (FAILED, [("failed", 5)], RUNNING, BUDGETS, 75),
@@ -230,7 +230,7 @@ def test_a_start_that_is_ended_during_its_checks_was_stopped(
     lifecycle.begin(run, HERE)
     monkeypatch.setattr(lifecycle, "job_state", lambda _: TAKEN)
     end = lifecycle.end(run, HERE, 143, "TERM")
-    assert (end.code, end.message) == (lifecycle.TAKEN, "SLURM has taken the nodes, after step 0")
+    assert (end.code, end.message) == (unheard.TAKEN, "SLURM has taken the nodes, after step 0")
     result = json.loads(run.result.read_text())
     assert result["state"] == "stopped"
     assert result["error"] == "stopped on request, before training began"
@@ -358,7 +358,7 @@ def test_a_node_that_hung_or_failed_its_checks_is_the_cause(tmp_path: Path) -> N
 
 def failing(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> RunDir:
     """A run on two of three nodes whose second process was killed after its first step."""
-    for module in (lifecycle, place):
+    for module in (lifecycle, place, unheard):
         monkeypatch.setattr(module, "hostnames", lambda nodes: nodes.split(",") if nodes else [])
     options = {"signal": {"value": "B:USR1@120"}}
     run = submitted(folder, **({"max_failures": 9, "options": options, "spare_nodes": 1} | changes))
@@ -588,3 +588,46 @@ def test_a_slow_node_of_a_start_that_was_killed_unheard_is_left_out_too(
     lifecycle.begin(run, Here("12", 1, "n1,n2,n3"))
     assert SlurmFolder.of(run).bad_nodes() == {"n2": SLOW["words"]}
     assert [one.bad_nodes for one in SlurmFolder.of(run).attempts()] == [["n2"], []]
+
+
+@pytest.mark.parametrize("restart", ["requeue", "chain", "here"])
+def test_a_start_after_one_that_was_killed_unheard_gets_a_spare_node_for_the_slow_one(
+    restart: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failing(tmp_path, monkeypatch, exclude_slow=True, restart=restart, exclude="n9")
+    folder = SlurmFolder.of(run)
+    write_json(run.slow, {"slow": [SLOW]})
+    write_json(folder.job, folder.asked() | {"submitted": time.time()})  # by `launcher resubmit`
+    lifecycle.prepare(run, replace(THREE, job="13"))
+    assert place.place(run, "13", THREE.nodes) == ["n1", "n3"]
+    told = read_json(folder.untold)  # where no node is spare it goes back into the queue for that
+    assert told == ({"job": "13", "exclude": "n9,n2", "times": 0} if restart == "requeue" else None)
+    said = lifecycle.begin(run, replace(THREE, job="13", nodes="n1,n3"))
+    assert said == "job 13 starts on n1,n3 (start 1)"
+    [killed, now] = folder.attempts()
+    assert (killed.verdict, killed.bad_nodes, now.verdict) == ("interrupted", ["n2"], None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "code", "placed", "said"),
+    [
+        ("n1,n2,n3", 77, ["n1", "n3"], "(start 2)"),
+        ("n1,n2", 75, ["n1", "n2"], "(start 2), n2 again: there is no other node in their place"),
+    ],
+)
+def test_in_an_allocation_a_spare_node_takes_the_place_of_a_slow_one_or_it_is_said_that_none_can(
+    nodes: str,
+    code: int,
+    placed: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spare = nodes.count(",") - 1
+    run = failing(tmp_path, monkeypatch, exclude_slow=True, restart="here", spare_nodes=spare)
+    write_json(run.slow, {"slow": [SLOW]})
+    assert lifecycle.end(run, replace(THREE, nodes=nodes), 1, "", again=True).code == code
+    for job, there in (("12", nodes), ("13", nodes)):  # and by `launcher resubmit --here`, anywhere
+        assert place.place(run, job, there) == placed
+    assert place.place(run, "13", "n2,n4,n5") == ["n4", "n5"]
+    assert lifecycle.begin(run, replace(THREE, nodes=",".join(placed))).endswith(said)
