@@ -19,10 +19,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
 WARM.install()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that may take longest: others fit in beside them."""
     longest: dict[Path, float] = {}
     for item in items:
+        if item.get_closest_marker("warm"):
+            item.add_marker("slow")  # it starts processes
         if limit := item.get_closest_marker("timeout"):
             longest[item.path] = max(limit.args[0], longest.get(item.path, 0))
     items.sort(key=lambda item: -longest.get(item.path, 0))

@@ -112,6 +112,7 @@ def test_contenders_train_without_a_gpu_too_and_leave_a_trace(name: str, tmp_pat
     assert {"ProfilerStep#72", "ProfilerStep#91"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_benchmark_says_so(tmp_path: Path) -> None:
     script = PROJECT / "tests" / "benchmarks" / "gpu.py"

@@ -79,6 +79,7 @@ def wing(module: str) -> str:
     return module.rpartition(".")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", *(name for name in WINGS if name not in WORKER_SIDE)])
 def test_a_wing_of_the_launcher_side_stays_on_its_side_of_the_wall(name: str) -> None:
     here = [m for m in MODULES if wing(m) == name and m not in BEHIND_THE_WALL | {"__main__"}]
@@ -96,6 +97,7 @@ def test_each_wing_is_in_the_list_says_what_it_is_about_and_imports_nothing() ->
         assert 2 <= len(files) - 1 <= 14, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -12,6 +12,7 @@ from training import family, guards_of, launcher, started, survivors, wait_for, 
 
 from launcher.run.listing import summary
 
+pytestmark = pytest.mark.slow
 # Writes down that it is there, and which signals it hears.
 WAITING = """
 import os, signal, sys, time

@@ -12,6 +12,7 @@ from training import clean_environment, command, launcher
 
 from launcher.run.listing import summary
 
+pytestmark = pytest.mark.slow
 PYTHON = {"PYTHONPATH": ""}
 
 

@@ -8,6 +8,7 @@ from scripted import counting, python, record, steps_saved
 from training import PROJECT, Run, command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "code", "state", "saved"),
     [

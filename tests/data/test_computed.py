@@ -54,6 +54,7 @@ def test_neighbours_are_read_at_about_the_same_time() -> None:
     assert 50 < len(np.unique(wide[:160] // block)) <= 160  # of 4,096 samples
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # a busy machine
 @given(
     st.lists(st.tuples(st.integers(1, 30), st.floats(0.1, 5)), min_size=1, max_size=4),

@@ -73,6 +73,7 @@ def may_fail(index: int) -> int:
 KINDS = [python, numpy, torchs, two, seldom, one_after_the_other, puts_back, forks, reads_its_seed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("get", KINDS)
 def test_each_sample_draws_what_belongs_to_it(get: Callable[[int], Any]) -> None:
     order = np.random.RandomState(0).permutation(100)

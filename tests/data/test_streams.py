@@ -115,6 +115,7 @@ def test_lanes_take_turns_and_those_that_have_ended_are_left_out(sizes: list[int
     assert stream.names(np.arange(2, sum(sizes), 3)).tolist() == expected[2::3]
 
 
+@pytest.mark.slow
 @in_forks
 @pytest.mark.parametrize("kind", STREAMS)
 def test_steps_are_the_same_for_any_number_of_processes_and_data_workers(kind: str) -> None:
@@ -130,6 +131,7 @@ def test_steps_are_the_same_for_any_number_of_processes_and_data_workers(kind: s
         )
 
 
+@pytest.mark.slow
 @in_forks
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", STREAMS)

@@ -25,6 +25,7 @@ from launcher.remote.submit import submit as submit_there
 from launcher.slurm import submit as submission
 from launcher.slurm.points import Wishes
 
+pytestmark = pytest.mark.slow
 CODE = {
     "my.py": (RECIPES / "curve.py").read_text(),
     ".gitignore": "data/\n*.bin\n.venv/\n.cache/\nruns/\n",

@@ -193,6 +193,7 @@ def on_terminal(words: list[Any], keys: bytes, columns: int) -> tuple[int, str, 
     return code, said.decode(), echoes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [b"q", b"xq", b"\x03"], ids=["q", "two keys", "Ctrl-C"])
 def test_on_a_terminal_it_goes_on_until_it_is_ended(tmp_path: Path, keys: bytes) -> None:
     run = made(tmp_path / "r", ROWS)

@@ -129,6 +129,7 @@ def test_where_there_is_nothing_to_list_that_is_said(tmp_path: Path) -> None:
     assert missing.stderr.count("hint: ") == 1
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_listed_in_seconds(tmp_path: Path) -> None:
     for at in range(1000):
         made(tmp_path / f"r{at}", ROWS * 20)

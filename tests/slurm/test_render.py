@@ -68,6 +68,7 @@ ODD = st.text(
 ) | st.sampled_from(["a\u2028b", "$(id)", "`id`", "'; id #", '"', "--time=9", "#SBATCH -t 9"])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(value=ODD)
 @example(value="x' --uid=0 '")

@@ -206,6 +206,7 @@ NAME = st.text(
 ).filter(lambda name: name not in (".", "..") and not name.lower().startswith(".git"))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

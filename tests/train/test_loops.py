@@ -60,6 +60,7 @@ def made(path: Path, **values: object) -> Training:
     return training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values", [{}, {"clip_norm": 1.0}, {"ema_decay": 0.9}, {"fused_optimizer": True}]
 )
