@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,20 @@ import click
 
 from launcher.run import wandb
 from launcher.slurm.options import sbatch_options, value_of
+
+
+class Finite(click.FloatRange):
+    """A number in a range: `nan` would be in every one, and nothing is compared with it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
 
 RUN_DIR = click.argument("run_dir", type=click.Path(path_type=Path, file_okay=False, exists=True))
 NPROC = click.option("--nproc", type=click.IntRange(1), help="Processes. [default: as before]")

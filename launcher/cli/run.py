@@ -7,7 +7,15 @@ from typing import Any
 import click
 
 from launcher.cli.answers import JSON, launch_and_tell, tell, tell_of
-from launcher.cli.options import INIT_FROM, MAX_RESTARTS, NPROC, RUN_DIR, TRACKING, machines
+from launcher.cli.options import (
+    INIT_FROM,
+    MAX_RESTARTS,
+    NPROC,
+    RUN_DIR,
+    TRACKING,
+    Finite,
+    machines,
+)
 from launcher.cli.runs import accuracy_words
 from launcher.cli.say import say
 from launcher.cli.scripts import What, refuse_for_script, refuse_words, what, with_script_options
@@ -66,7 +74,7 @@ from launcher.run.weights import weights_of
 @click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
 @click.option(
     "--peak-tflops",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="Dense TFLOP/s of a device, to tell FLOP/s as a share of it (MFU): peak_tflops=X.",
 )
 @TRACKING

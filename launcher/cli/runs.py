@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from launcher.cli.options import Finite
 from launcher.cli.say import say
 from launcher.errors import BadInput, RunDirError
 from launcher.launch.resume import check_is_run
@@ -122,7 +123,7 @@ def checkpoints(run_dir: Path, as_json: bool) -> None:
 @click.argument("b", metavar="RUN_DIR", type=_FOLDER)
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=1e-5,
     show_default=True,
     help="Relative difference that still counts as equal; 0: to the bit.",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from launcher.cli.options import Finite
 from launcher.errors import BadInput, LauncherError
 from launcher.recipe.file import MAIN, RecipeFile, find, is_script
 from launcher.script.script import Script, file_of_module
@@ -35,13 +36,13 @@ _OPTIONS = (
     ),
     click.option(
         "--grace",
-        type=click.FloatRange(0),
+        type=Finite(0),
         metavar="SECONDS",
         help="What a script gets to stop. [default: what SLURM leaves, else all it takes]",
     ),
     click.option(
         "--hang-timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=Finite(0, min_open=True),
         metavar="SECONDS",
         help="End a script when no log and nothing under --progress grows for so long.",
     ),
