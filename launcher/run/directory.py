@@ -1,6 +1,7 @@
 """The run directory: every path of a run, atomic writes, and the files shipped with the package."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from launcher.files import make_folders, remove_empty, written
 from launcher.masks import masked_config
 from launcher.run.told import CONFIG, Told, is_script
 
+_BLOCK = 1 << 20  # bytes
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
 _UNFINISHED = re.compile(r"\.(.+)\.\d+\.tmp")  # what `written` is about to put there
 _OF_A_NODE = re.compile(  # or of a script's processes, which start before they meet
@@ -245,7 +247,8 @@ class RunDir:
         Of folders only those that were `made`, where they are empty. A run that has reported
         anything, or has a checkpoint, stays as it is.
         """
-        if self.last_report() or any(self.checkpoints.glob("step-*")):
+        reported = self.metrics.is_file() and self.metrics.stat().st_size
+        if reported or any(self.checkpoints.glob("step-*")):
             return
         own = [self.config, self.metrics, self.result, self.lock, self.times, self.wandb_log]
         for file in [self.recipe, self.script, *own, *self.process_files()]:
@@ -263,12 +266,18 @@ class RunDir:
         return read_config(self.config)
 
     def last_report(self) -> dict[str, Any]:
-        """Return the newest line of metrics.jsonl, {} when there is none."""
-        try:
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            return _json_object(lines[-1]) if lines else {}
-        except (OSError, ValueError):
-            return {}
+        """Return the newest line of metrics.jsonl that is whole, {} when there is none."""
+        with suppress(OSError), self.metrics.open("rb") as file:
+            at, later = file.seek(0, os.SEEK_END), b""
+            while at:  # from its end: there may be a million lines
+                start = max(0, at - _BLOCK)
+                file.seek(start)
+                first, *lines = (file.read(at - start) + later).split(b"\n")
+                for line in reversed(lines if start else [first, *lines]):
+                    with suppress(ValueError):
+                        return _json_object(line.decode())
+                at, later = start, first
+        return {}
 
 
 def _finished(name: str) -> str:

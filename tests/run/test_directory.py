@@ -223,15 +223,35 @@ def test_json_that_cannot_be_read_is_none(
         (None, {}),
         ("", {}),
         ('{"step": 1}\n{"step": 2}\n', {"step": 2}),
-        ('{"step": 1}\n{"st', {}),
+        ('{"step": 1}\n{"st', {"step": 1}),
+        ('{"step": 1}\n\n[3]\n\xff\n', {"step": 1}),
+        ('{"step": 1, "name": "ä"}', {"step": 1, "name": "ä"}),
+        ("{", {}),
     ],
 )
-def test_the_last_report_is_the_newest_line(
-    text: str | None, report: dict[str, int], tmp_path: Path
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_the_last_report_is_the_newest_whole_line_of_however_many(
+    text: str | None,
+    report: dict[str, object],
+    block: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("launcher.run.directory._BLOCK", block)
     if text is not None:
-        (tmp_path / "metrics.jsonl").write_text(text)
+        (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
     assert RunDir(tmp_path).last_report() == report
+
+
+@pytest.mark.parametrize(("reported", "stays"), [("", False), ('{"st', True)])
+def test_a_run_that_has_reported_anything_is_not_removed(
+    reported: str, stays: bool, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "r")
+    run.logs.mkdir(parents=True)
+    run.metrics.write_text(reported)
+    run.remove([run.logs, run.path])
+    assert run.metrics.exists() == run.path.exists() == stays
 
 
 def test_assets_of_the_checkout_are_found() -> None:
