@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,11 +19,12 @@ from launcher.cli.options import sbatch_of, with_sbatch_options
 from launcher.cli.say import say
 from launcher.cli.slurm import run_here, warn_if_stuck
 from launcher.cli.words import GIVEN
-from launcher.errors import BadInput
+from launcher.errors import BadInput, LauncherError
 from launcher.foreground import here as allocation
 from launcher.masks import clean_log
-from launcher.processes import shown
+from launcher.processes import orderly, shown
 from launcher.remote import place as places
+from launcher.remote.place import Place
 from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.run.listing import find_runs, summary
@@ -80,15 +82,30 @@ def status(which: tuple[str, ...], as_json: bool) -> None:
     except NoAnswer as error:
         say(f"{error.message}; this is what the run directories say", err=True)
         rows = [status_of(path, None) for path in paths]
-    if as_json:
-        there = [row for those in elsewhere for row in places.rows_of(those)]
-        say(json.dumps([asdict(row) for row in rows] + there))
-        return
-    if rows or not elsewhere:
+    if not as_json and (rows or not elsewhere):
         _show(rows)
+    there, code = _there(elsewhere, as_json=as_json)
+    if as_json:
+        say(json.dumps([asdict(row) for row in rows] + there))
+    sys.exit(code)
+
+
+def _there(
+    elsewhere: Sequence[Sequence[Place]], *, as_json: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """Ask at each other host, where one is silent as well; returns rows, and an exit code."""
+    rows, code = [], 0
     for those in elsewhere:
-        say(f"at {those[0].host}:", err=True)
-        places.ask(those[0], ["status", *(one.path for one in those)])
+        try:
+            if as_json:
+                rows += places.rows_of(those)
+            else:
+                say(f"at {those[0].host}:", err=True)
+                places.ask(those[0], ["status", *(one.path for one in those)])
+        except LauncherError as error:
+            say(f"error: {error}", err=True)
+            code = error.exit_code
+    return rows, code
 
 
 def _show(rows: Sequence[Status]) -> None:
@@ -276,6 +293,7 @@ def pull(run_dir: Path) -> None:
     """
     from launcher.remote.pull import pull as bring  # noqa: PLC0415  # rsync, only here
 
-    place = bring(run_dir)
+    with orderly(SystemExit(128 + signal.SIGTERM)):
+        place = bring(run_dir)
     say(f"pulled from {place.host}: {shown(run_dir)}")
     say(f"see it with: launcher report {shown(run_dir)}", err=True)

@@ -23,6 +23,7 @@ from launcher.tied import TIED
 
 LOST = 255  # ssh's exit code where there is no connection, or none any more
 _NO_PYTHON = (126, 127)  # a shell's exit codes where a program cannot be run, or is not there
+_VANISHED = 24  # rsync's exit code where all is well but for files that are there no longer
 _READY = "launcher: connected"
 # No question is asked, and a connection that is dead is noticed. What a user's configuration may
 # have for logins (a command, forwarded ports) is left out.
@@ -191,16 +192,26 @@ class Connection:
             raise BadInput(f"no folder `{folder}` at {self.host}: {said}", hint=hint)
         raise LauncherError(f"`{python}` at {self.host} ended with {done.returncode}: {said}")
 
-    def copy(self, *words: str, names: Iterable[str] = ()) -> None:
+    def copy(
+        self,
+        *words: str,
+        folder: str,
+        rsync: str = "rsync",
+        names: Iterable[str] = (),
+        may_vanish: bool = False,
+    ) -> None:
         """Run rsync over this connection; `names` go to its `--files-from`.
 
-        Raises LauncherError with its words where not all was copied.
+        `HOST:./` is the folder there: rsync would take `[1]` in a path for a pattern. `may_vanish`:
+        files that are deleted there meanwhile are none that are missing here. Raises LauncherError
+        with rsync's words where not all was copied.
         """
         ssh = ["-e", shlex.join(self._ssh)]
+        ssh += [f"--rsync-path=cd {shlex.quote(folder)} && {shlex.quote(rsync)}"]
         told = b"".join(os.fsencode(name) + b"\0" for name in names)
         argv = [self._rsync, "--protect-args", *ssh, *words]
         done = subprocess.run(argv, input=told, capture_output=True, check=False)
-        if done.returncode:
+        if done.returncode and not (may_vanish and done.returncode == _VANISHED):
             said = os.fsdecode(done.stderr).strip()
             raise LauncherError(
                 f"rsync between here and {self.host} ended with {done.returncode}: {said}",

@@ -28,5 +28,6 @@ def pull(run_dir: Path) -> places.Place:
         rules += [f"--include={above}{name}/***" for name in _FOLDERS]
     rules += ["--include=/[0-9]*/", "--exclude=*"]
     with Connection(place.host) as connection:
-        connection.copy("-rtp", *rules, f"{place.host}:{place.path}/", f"{run_dir}/")
+        ways = (f"{place.host}:./", f"{run_dir.absolute()}/")  # `a:b` would be a host
+        connection.copy("-rtp", *rules, *ways, folder=place.path, may_vanish=True)
     return place

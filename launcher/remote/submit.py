@@ -141,9 +141,8 @@ def _brought(connection: Connection, code: _Code, plan: Plan) -> Iterator[Place]
     _check(told, connection.host, there)
     place = Place(connection.host, told["folder"], told["python"], f"{told['folder']}/{inner}")
     try:
-        target = f"{place.host}:{place.path}/"
-        words = ["-lpt", "--from0", "--files-from=-", f"--rsync-path={told['rsync']}"]
-        connection.copy(*words, f"{code.run.path}/", target, names=code.files())
+        words = ["-lpt", "--from0", "--files-from=-", f"{code.run.path}/", f"{place.host}:./"]
+        connection.copy(*words, folder=place.path, rsync=told["rsync"], names=code.files())
         yield place
     except BaseException:
         with suppress(LauncherError):

@@ -171,12 +171,15 @@ def stays_there_while_somebody_listens(login: Login, laptop: Path) -> None:
 def test_scripts_and_grids_go_there_too(login: Login, laptop: Path) -> None:
     there = laptop.parent / "there"
     odd = ["--lr", "1e-3", "a 'b' $HOME", "--host"]
-    submitted(laptop, "train.py", "--nproc", "1", "--", *odd, name="s")
-    config = json.loads((there / "runs/s/config.json").read_text())
+    name = "it's [1]"
+    (there / "runs/it's 1").mkdir(parents=True)  # what rsync takes it for
+    submitted(laptop, "train.py", "--nproc", "1", "--", *odd, name=name)
+    config = json.loads((there / "runs" / name / "config.json").read_text())
     assert config["script"]["args"] == odd
-    assert config["script"]["file"] == str(there / "runs/s/snapshot/train.py")
-    run = SubmittedRun(laptop / "runs/s", [])
-    assert (run.status().run_dir, run.status().state) == (str(laptop / "runs/s"), "pending")
+    assert config["script"]["file"] == str(there / "runs" / name / "snapshot/train.py")
+    assert not list((there / "runs/it's 1").iterdir())
+    run = SubmittedRun(laptop / "runs" / name, [])
+    assert (run.status().run_dir, run.status().state) == (str(laptop / "runs" / name), "pending")
     run.cancel()
     assert run.status().state == "cancelled"
     submitted(laptop / "deep", "../my.py", "--grid", "seed=0,1", "samples=30", name="g")
@@ -186,10 +189,10 @@ def test_scripts_and_grids_go_there_too(login: Login, laptop: Path) -> None:
     assert (there / "deep/runs/g/snapshot/my.py").exists()
     assert "told to end" in here(laptop, "cancel", str(grid / "1")).stdout
     again = launcher(
-        "submit", "my.py", "--profile", "../site.toml", "--run-dir", "runs/s", cwd=laptop
+        "submit", "my.py", "--profile", "../site.toml", "--run-dir", f"runs/{name}", cwd=laptop
     )
     assert again.returncode == 2
-    assert "`runs/s` exists" in again.stderr.replace(f"{laptop}/", "")
+    assert f"`runs/{name}` exists" in again.stderr.replace(f"{laptop}/", "")
     here(laptop, "pull", str(grid))
     assert json.loads((grid / "1/config.json").read_text())["hyperparameters"]["seed"] == 1
     wait_for(lambda: not login.living())

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -215,13 +215,13 @@ def test_a_submission_that_is_ended_leaves_no_connection_and_queues_nothing(
         assert (written(there), written(laptop)) == before
 
 
-def here_and_there(laptop: Path) -> Path:
+def here_and_there(laptop: Path, name: str = "runs/a", host: str = "login") -> Path:
     """A run that is there, with its note here; returns the folder there."""
-    there, here = laptop.parent / "there", laptop / "runs" / "a"
-    finished_run(there / "runs" / "a", rows=5)
+    there, here = laptop.parent / "there", laptop / name
+    finished_run(there / name, rows=5)
     here.mkdir(parents=True)
-    places.Place("login", str(there), PYTHON, str(there / "runs" / "a")).write(here)
-    return there / "runs" / "a"
+    places.Place(host, str(there), PYTHON, str(there / name)).write(here)
+    return there / name
 
 
 def finished_run(folder: Path, rows: int) -> None:
@@ -264,6 +264,61 @@ def test_what_a_report_needs_is_pulled_again_and_again_and_a_break_leaves_no_hal
     assert (here / "metrics.jsonl").read_bytes() == (there / "metrics.jsonl").read_bytes()
     assert (here / "mine.txt").exists()
     wait_for(lambda: not login.living())
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a:b", "-x", "it's $HOME; a \"b\\"])
+def test_a_run_of_an_odd_name_is_pulled_and_no_other(login: Login, laptop: Path, name: str) -> None:
+    there = here_and_there(laptop, name)
+    finished_run(there.parent / "a1", rows=2)  # what a[1] and a* may mean
+    pull(Path(name))
+    assert len((laptop / name / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+@contextmanager
+def in_the_middle(
+    laptop: Path, there: Path, env: dict[str, str]
+) -> Iterator["subprocess.Popen[str]"]:
+    """A `pull` that has begun with metrics.jsonl, and takes some seconds."""
+    (there / "metrics.jsonl").write_text(os.urandom(100_000).hex())
+    with started("pull", "runs/a", cwd=laptop, env=env) as process:
+        wait_for(lambda: any((laptop / "runs" / "a").glob(".metrics.jsonl.*")))
+        yield process
+
+
+def test_a_file_that_vanishes_while_a_run_is_pulled_is_none_that_is_missing(
+    login: Login, laptop: Path, tmp_path: Path
+) -> None:
+    there = here_and_there(laptop)
+    with in_the_middle(laptop, there, slow_rsync(tmp_path, "", "--bwlimit=50")) as process:
+        (there / "slurm" / "job.json").unlink()
+        assert process.wait(60) == 0
+    pulled = (laptop / "runs" / "a" / "metrics.jsonl").read_text()
+    assert pulled == (there / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pull_that_is_ended_leaves_no_half_of_a_file_and_nothing_in_between(
+    login: Login, laptop: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    there, between = here_and_there(laptop), Path(tempfile.gettempdir())
+    slow = slow_rsync(tmp_path, "", "--bwlimit=50") | {"TMPDIR": str(between)}
+    with in_the_middle(laptop, there, slow) as process:
+        process.send_signal(number)
+        assert process.wait(60) != 0
+    wait_for(lambda: not login.living())
+    wait_for(lambda: "metrics" not in " ".join(written(laptop / "runs" / "a")))
+    assert not list(between.iterdir())
+
+
+def test_status_asks_every_host_where_one_is_silent(login: Login, laptop: Path) -> None:
+    here_and_there(laptop)
+    here_and_there(laptop, "runs/0", "silent")  # the first to be asked
+    for words in ([], ["--json"]):
+        done = launcher("status", *words, cwd=laptop)
+        assert done.returncode == 1
+        assert f"{laptop.parent}/there/runs/a" in done.stdout
+        assert "from silent" in done.stderr if words else "to silent" in done.stderr
+        assert "`ssh silent true` has to work" in done.stderr
 
 
 def test_watch_has_the_terminal_and_ends_there_when_it_ends_here(
