@@ -48,7 +48,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | Non
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Start processes from a warm one for tests that are marked so."""
-    WARM.wanted = bool(item.get_closest_marker("warm")) and not item.get_closest_marker("cold")
+    mark = item.get_closest_marker("warm")
+    WARM.wanted = bool(mark) and not item.get_closest_marker("cold")
+    WARM.scripts = bool(mark and mark.kwargs.get("scripts"))
     return (yield)
 
 

@@ -18,16 +18,23 @@ from typing import Any, NoReturn
 
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14  # linux/prctl.h
 kept: list[Any] = []  # what the process before has used: never to be closed by chance
+_own = [sys.path[0]]  # where a program's own modules are, at the head of sys.path
 
 
-def take_files(files: Sequence[int], *, close_fds: bool) -> None:
-    """Take files for 0, 1 and 2; others are closed, all or as by exec."""
+def take_files(files: Sequence[int], *, close_fds: bool, passed: Sequence[int] = ()) -> None:
+    """Take files for 0, 1 and 2; others are closed, all but those `passed`, or as by exec."""
+    for file in passed:
+        os.set_inheritable(file, True)
     high = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 10) for file in files]
     for place, file in enumerate(high):
         os.dup2(file, place)
     for file in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208  # names
         with suppress(OSError):  # the list's own
-            if file > 2 and (close_fds or fcntl.fcntl(file, fcntl.F_GETFD) & fcntl.FD_CLOEXEC):
+            if (
+                file > 2
+                and file not in passed
+                and (close_fds or fcntl.fcntl(file, fcntl.F_GETFD) & fcntl.FD_CLOEXEC)
+            ):
                 os.close(file)
     for place, name in enumerate(("stdin", "stdout", "stderr")):
         kept.extend([getattr(sys, name), getattr(sys, f"__{name}__")])
@@ -71,14 +78,15 @@ def set_command_line(words: Sequence[str]) -> None:
 def run(words: list[str]) -> int:
     """Run a module or a script as Python does; returns the exit code."""
     try:
-        if words[1] == "-m":
-            sys.argv = ["-m", *words[3:]]
-            sys.path[0] = str(Path.cwd())
-            runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+        is_safe = words[1] == "-P"
+        what, *more = words[1 + is_safe :]
+        script = Path.cwd() / what
+        _look_in([] if is_safe else [str(Path.cwd() if what == "-m" else script.parent)])
+        if what == "-m":
+            sys.argv = ["-m", *more[1:]]
+            runpy.run_module(more[0], run_name="__main__", alter_sys=True)
         else:
-            script = Path.cwd() / words[1]
-            sys.argv = words[1:]
-            sys.path[0] = str(script.parent)
+            sys.argv = [what, *more]
             _run_script(str(script))
     except SystemExit as error:
         if error.code is not None and not isinstance(error.code, int):
@@ -90,6 +98,11 @@ def run(words: list[str]) -> int:
         sys.excepthook(type(told), told, told.__traceback__)
         return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0
+
+
+def _look_in(folders: Sequence[str]) -> None:
+    sys.path[: len(_own)] = folders
+    _own[:] = folders
 
 
 def _run_script(path: str) -> None:

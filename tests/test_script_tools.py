@@ -7,7 +7,7 @@ import pytest
 from test_scripts import log_of, result_of
 from training import launcher, started
 
-pytestmark = [pytest.mark.slow, pytest.mark.warm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.warm(scripts=True), pytest.mark.timeout(600)]
 PROGRAMS = Path(__file__).parent / "programs"
 # As SLURM has it for a task: Lightning must not take this for its own.
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training import clean_environment, command
+from training import clean_environment, command, launcher
 from warm import WARM
 
 from launcher.around import AGENT
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 # What it is, but for what differs from one Python to the next.
 TELL = """
-import json, os, signal, sys, threading
+import ctypes, json, os, signal, sys, threading
 streams = [sys.stdin, sys.stdout, sys.stderr]
 told = {
     "argv": sys.argv, "file": __file__, "name": __name__, "path": sys.path, "cwd": os.getcwd(),
@@ -35,6 +35,12 @@ told = {
     "signals": [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())
                 if number != signal.SIGTERM],  # coverage.py hears it
 }
+status = dict(line.split(":") for line in open("/proc/self/status"))
+glibc = 1 << 31 | 1 << 32  # what it keeps to itself
+told["caught"] = [int(status[name], 16) & ~glibc for name in ("SigIgn", "SigCgt")]
+bound = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(bound))  # PR_GET_PDEATHSIG
+told["bound"] = bound.value
 warm = "torch" in sys.modules
 import torch
 told["computes"] = torch.get_num_threads()
@@ -103,6 +109,26 @@ def test_it_starts_cold_where_imports_may_differ_and_as_a_script_of_the_launcher
     (tmp_path / "tell.py").write_text(TELL)
     done = command(sys.executable, "tell.py", "x", cwd=tmp_path, env={name: "1"})
     assert not json.loads(done.stdout)["warm"]
+
+
+def test_a_script_of_the_launcher_s_starts_warm_where_it_may_as_it_does_cold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tell.py").write_text(TELL)
+    found = []
+    for scripts in (False, True):
+        monkeypatch.setattr(WARM, "scripts", scripts)
+        done = launcher("run", "tell.py", "--nproc=1", "--cpu", "--", "a b", "", cwd=tmp_path)
+        [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
+        found.append(json.loads(line))
+        assert found[-1]["warm"] == scripts
+        told = found[-1]["told"]
+        assert told["group"] == told["session"] != os.getsid(0)
+        for differs in ("parent", "group", "session", "signals"):  # Python knows of `caught` less
+            told.pop(differs)
+        told["env"] = sorted(told["env"])
+    assert found[0]["told"] == found[1]["told"]
+    assert found[1]["told"]["bound"] == signal.SIGKILL
 
 
 def test_a_signal_ends_a_warm_process_as_it_does_others(tmp_path: Path) -> None:

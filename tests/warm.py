@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Warm:
 
     def __init__(self) -> None:
         """Note what the environment is when nothing has changed it."""
-        self.wanted = False
+        self.wanted = self.scripts = False
         self._can_be = sys.platform == "linux"
         self._ours = {name: word for name, word in os.environ.items() if name != "OMP_NUM_THREADS"}
         self._lock = threading.Lock()
@@ -48,9 +48,11 @@ class Warm:
     def fork_exec(self, *given: Any) -> int:
         """Take what `subprocess.Popen` gives to C: see `_posixsubprocess.fork_exec`."""
         start, files, odd = understood(given)
-        if self.wanted and self._can_be and not odd and is_warm(start.words, start.env, self._ours):
+        odd |= start.inherits or not self.wanted
+        if not odd and is_warm(start.words, start.env, self._ours, scripts=self.scripts):
             with self._lock:
-                if self._can_be and os.getpid() == self._pid and (pid := self._ask(start, files)):
+                usable = self._can_be and os.getpid() == self._pid
+                if usable and (pid := self._ask(start, files)):
                     return pid
         return int(_fork_exec(*given))
 
@@ -60,7 +62,7 @@ class Warm:
         try:
             server = self._socket = self._socket or self._begin()
             with _adopting():
-                text = json.dumps(asdict(start)).encode()
+                text = json.dumps(asdict(replace(start, scripts=self.scripts))).encode()
                 socket.send_fds(server, [struct.pack("i", len(text))], files)
                 server.sendall(text)
                 (pid,) = struct.unpack("i", _whole(server, 4))

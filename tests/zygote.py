@@ -8,6 +8,7 @@ one starts in turn. Only the seconds of importing torch are spared. See `warm` f
 """
 
 import atexit
+import faulthandler
 import gc
 import json
 import os
@@ -23,8 +24,8 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
@@ -35,7 +36,8 @@ from new_python import kept, leave, run, set_command_line, take_files
 from launcher.around import AGENT
 from launcher.processes import die_with_parent
 
-SCRIPT = str(Path(sys.executable).with_name("launcher"))  # what `launcher` in a shell is
+# What these words are in a shell: scripts that a package has installed.
+_TOOLS = [str(Path(sys.executable).with_name(n)) for n in ("launcher", "torchrun", "accelerate")]
 COVERAGE = "COVERAGE_PROCESS_CONFIG"  # environment variable: coverage.py's, for processes
 COVERAGE_LATER = "ZYGOTE_COVERAGE"  # the same, for who waits with it
 _HEAVY = ["torch", "torch._dynamo", "torch.distributed.run", "accelerate.commands.launch"]
@@ -49,6 +51,7 @@ _HARMLESS = re.compile(
     r"|(OMP|MKL|OPENBLAS)_NUM_THREADS|OMP_WAIT_POLICY|PYTHONUNBUFFERED"
     r"|GLOO_SOCKET_IFNAME|TMPDIR|PATH|COLUMNS|LINES|NO_COLOR|TERM|PWD|OLDPWD|SHLVL|_"
 )
+_OF_A_SCRIPT = re.compile(r"PYTHONFAULTHANDLER|(CUDA|HIP)_VISIBLE_DEVICES|TORCH_NCCL_\w+")
 _plain_exit = os._exit  # coverage.py's saves what it has seen
 
 
@@ -61,22 +64,36 @@ class Start:
     cwd: str
     new_session: bool = False
     close_fds: bool = True
+    scripts: bool = False  # whether what it starts may be warm, too, where it is the launcher
+    passed: Sequence[int] = ()  # files that stay open
+    before: Callable[[], object] | None = None  # what is done first: subprocess's preexec_fn
+
+    @property
+    def inherits(self) -> bool:
+        """Whether only a fork of who starts it has all that it is to have."""
+        return bool(self.passed or self.before)
 
 
-def is_warm(words: Sequence[str], env: Mapping[str, str], ours: Mapping[str, str]) -> bool:
-    """Whether a command is one that a process which began with `ours` can become."""
-    if len(words) < 3 or words[0] != sys.executable:
+def is_warm(
+    words: Sequence[str], env: Mapping[str, str], ours: Mapping[str, str], *, scripts: bool = False
+) -> bool:
+    """Whether a command is one that a process which began with `ours` can become.
+
+    A script of the launcher's is a new interpreter, but where `scripts` are to be warm, too.
+    """
+    if len(words) < (2 if scripts else 3) or words[0] != sys.executable:
         return False
-    if words[1] not in (SCRIPT, "-m") and not words[1].endswith(".py"):
-        return False
-    if words[1] == "-m" and f"{words[2]}.".partition(".")[0] != "launcher":
-        return False
-    if words[1].endswith(".py") and AGENT in env:  # a script of the launcher's is a new interpreter
+    what, *more = words[2:] if words[1] == "-P" else words[1:]
+    is_ours = what in _TOOLS or (what == "-m" and f"{more[0]}.".startswith("launcher."))
+    is_file = what.endswith(".py") and (scripts or AGENT not in env)
+    if not (is_ours or is_file or (what == "-m" and scripts and AGENT in env)):
         return False
     if not env.get("OMP_NUM_THREADS", "1").isdigit():
         return False
     names = {name for name in {*env, *ours} if env.get(name) != ours.get(name)}
-    return all(_HARMLESS.fullmatch(name) for name in names)
+    return all(
+        _HARMLESS.fullmatch(name) or (scripts and _OF_A_SCRIPT.fullmatch(name)) for name in names
+    )
 
 
 class Hooks:
@@ -89,6 +106,7 @@ class Hooks:
         self.modules = set(sys.modules)
         self.finalizers = set(weakref.finalize._registry)  # type: ignore[attr-defined]
         self.threads = _computing()
+        self.scripts = False
         self._at_exit: list[Any] = []
         self._atexit_register = atexit.register
         atexit.register = self._register  # type: ignore[assignment]
@@ -101,11 +119,14 @@ class Hooks:
         # that would stay closed; Python's own survive a fork.
         if env.get("OMP_NUM_THREADS", str(self.threads)) not in ("1", str(_computing())):
             return False
-        return _threads() == threading.active_count() and is_warm(words, env, self.ours)
+        if _threads() != threading.active_count():
+            return False
+        return is_warm(words, env, self.ours, scripts=self.scripts)
 
     def fork_exec(self, *given: Any) -> int:
         """Take what `subprocess.Popen` gives to C: see `_posixsubprocess.fork_exec`."""
         start, files, odd = understood(given)
+        odd |= start.inherits and not self.scripts
         if odd or not self._can(start.words, start.env):
             return int(self._fork_exec(*given))
         return self._fork(start, files)
@@ -122,7 +143,7 @@ class Hooks:
             stream.flush()
         pid = os.fork()
         if pid == 0:
-            self.become(start, files)
+            self.become(replace(start, scripts=self.scripts), files)
         return pid
 
     def become(self, start: Start, files: Sequence[int]) -> NoReturn:
@@ -136,6 +157,7 @@ class Hooks:
 
     def _take_place(self, start: Start, files: Sequence[int]) -> None:
         self._forget_the_exit()
+        self.scripts = start.scripts
         if start.new_session:
             os.setsid()
         os.chdir(start.cwd)
@@ -144,11 +166,15 @@ class Hooks:
         for number, handler in self.signals.items():
             if signal.getsignal(number) not in (signal.SIG_IGN, handler):
                 signal.signal(number, handler)
-        take_files(files, close_fds=start.close_fds)
+        take_files(files, close_fds=start.close_fds, passed=start.passed)
+        if start.before:
+            start.before()
         for name in set(sys.modules) - self.modules:  # of the process before: a recipe's
             if not isinstance(getattr(sys.modules[name], "__loader__", None), ExtensionFileLoader):
                 kept.append(sys.modules.pop(name))  # it is taken away
         set_command_line(start.words)
+        if os.environ.get("PYTHONFAULTHANDLER"):
+            faulthandler.enable(2)
         tempfile.tempdir = None
         random.seed()
         sys.modules["numpy.random"].seed()
@@ -190,14 +216,15 @@ def understood(given: Sequence[Any]) -> tuple[Start, list[int], bool]:
     new_session, group, gid, gids, uid, umask, before = given[15:22]
     pairs = dict(os.environ) if env is None else dict(os.fsdecode(e).split("=", 1) for e in env)
     folder = os.fsdecode(cwd) if cwd else str(Path.cwd())
-    odd = group != -1 or umask != -1 or before or (gid, gids, uid) != (None, None, None)
+    odd = group != -1 or umask != -1 or (gid, gids, uid) != (None, None, None)
     words = [os.fsdecode(word) for word in line]
-    if words[0] == SCRIPT:
+    if words[0] in _TOOLS:
         words.insert(0, sys.executable)
-    start = Start(words, pairs, folder, bool(new_session))
+    passed = [file for file in keep if file != given[13]]  # which tells how exec went
+    start = Start(words, pairs, folder, bool(new_session), passed=passed, before=before)
     files = [p2cread, c2pwrite, errwrite]
     files = [place if file < 0 else file for place, file in enumerate(files)]
-    return start, files, bool(odd or not close_fds or len(keep) > 1 or not Path(folder).is_dir())
+    return start, files, bool(odd or not close_fds or not Path(folder).is_dir())
 
 
 def _computing() -> int:
