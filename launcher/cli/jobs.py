@@ -18,7 +18,7 @@ import click
 from launcher.cli.options import sbatch_of, with_sbatch_options
 from launcher.cli.say import say
 from launcher.cli.slurm import run_here, warn_if_stuck
-from launcher.cli.words import GIVEN
+from launcher.cli.words import OrThere
 from launcher.errors import BadInput, LauncherError
 from launcher.foreground import here as allocation
 from launcher.masks import clean_log
@@ -37,22 +37,6 @@ _ASK_AGAIN_S = 30.0  # between two questions to SLURM
 _FIRST_S = 5.0  # that the first page waits for an answer
 _WHICH = click.argument("which", nargs=-1, metavar="[RUN_DIR|JOB]...")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-class OrThere(click.Command):
-    """A command that runs at another host, where the runs that it names are at one."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as click does, and keep the words."""
-        ctx.meta[GIVEN] = [str(self.name), *args]
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command here or there."""
-        named = ctx.params["which"] if "which" in ctx.params else [ctx.params["run_dir"]]
-        if (code := places.run_there(ctx.meta[GIVEN], named)) is not None:
-            ctx.exit(code)
-        return super().invoke(ctx)
 
 
 class _RunDir(click.Path):

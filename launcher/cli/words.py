@@ -1,9 +1,10 @@
-"""Commands whose words are hyperparameters: `key=value` behind a recipe or a run directory."""
+"""Commands whose words are hyperparameters (`key=value`), or go to a program or another host."""
 
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,6 +17,7 @@ from launcher.recipe.hyperparameters import describe, meant
 from launcher.run.directory import RunDir
 
 GIVEN = f"{__name__}.given"  # in `Context.meta`: all words, for the same command elsewhere
+_NAMED = f"{__name__}.named"  # and which of them name runs, by position
 
 
 class TakesHyperparameters(Answers):
@@ -42,6 +44,37 @@ class PassesOn(TakesHyperparameters):
         super().parse_args(ctx, args[:at])
         ctx.args = args[at + 1 :]
         return ctx.args
+
+
+class _Word(str):
+    """A word that is told from others of the same letters: `--rank 0` from a run's name."""
+
+    __slots__ = ()
+
+
+class OrThere(click.Command):
+    """A command that runs here or there; its only argument names a run, or several."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as click does, and keep the words."""
+        words = [_Word(word) for word in (str(self.name), *args)]
+        rest = super().parse_args(ctx, args)
+        found, _, _ = self.make_parser(ctx).parse_args(args=list(words[1:]))
+        # Where none is named click has a value of its own for that.
+        given = [found["run_dir"]] if "run_dir" in found else ctx.params["which"] and found["which"]
+        ctx.meta[GIVEN] = words
+        ctx.meta[_NAMED] = [
+            at for at, word in enumerate(words) if any(word is one for one in given)
+        ]
+        return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command here or there."""
+        from launcher.remote import place as places  # noqa: PLC0415  # these commands alone
+
+        if (code := places.run_there(ctx.meta[GIVEN], ctx.meta[_NAMED])) is not None:
+            ctx.exit(code)
+        return super().invoke(ctx)
 
 
 def _refuse_option(error: click.NoSuchOption, args: Sequence[str]) -> None:

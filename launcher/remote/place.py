@@ -58,17 +58,18 @@ def together(places: Iterable[Place]) -> list[list[Place]]:
     return list(found.values())
 
 
-def run_there(words: Sequence[str], named: Sequence[Path | str]) -> int | None:
-    """Run a command of launcher where the runs that it names are; returns its exit code.
+def run_there(words: Sequence[str], named: Sequence[int]) -> int | None:
+    """Run a command of launcher where the runs are that words of it name; returns its exit code.
 
-    None where all are here. Raises BadInput for runs in several places.
+    `named` are the positions of those words. None where all are here; raises BadInput for runs in
+    several places.
     """
-    places = {str(one): place for one in named if (place := of(Path(one)))}
+    places = {at: place for at in named if (place := of(Path(words[at])))}
     if not places:
         return None
-    if len(places) < len(set(map(str, named))) or len(together(places.values())) > 1:
+    if len(places) < len(named) or len(together(places.values())) > 1:
         raise BadInput("these runs are in different places", hint="name those of one place")
-    there = [places[word].path if word in places else word for word in words]
+    there = [places[at].path if at in places else word for at, word in enumerate(words)]
     return ask(next(iter(places.values())), there, on_terminal=words[0] == "watch" and _terminal())
 
 

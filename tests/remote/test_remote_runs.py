@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,11 +55,11 @@ def login(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def laptop(login: Login, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with changes, and the same on the login node, each with all that is ignored."""
     monkeypatch.setenv("PATH", login.env["PATH"])
-    for side in ("laptop", "there"):
-        repository(tmp_path / side, CODE)
-        for name, text in IGNORED.items():
-            (tmp_path / side / name).parent.mkdir(exist_ok=True)
-            (tmp_path / side / name).write_text(text)
+    repository(tmp_path / "laptop", CODE)
+    for name, text in IGNORED.items():
+        (tmp_path / "laptop" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "laptop" / name).write_text(text)
+    shutil.copytree(tmp_path / "laptop", tmp_path / "there")  # of the same commit
     (tmp_path / "laptop" / "deep" / "code.py").write_text("N = 2\n")
     told = f'host = "login"\nfolder = "{tmp_path}/there"\npython = "{sys.executable}"\n'
     (tmp_path / "site.toml").write_text(told)

@@ -321,6 +321,19 @@ def test_status_asks_every_host_where_one_is_silent(login: Login, laptop: Path) 
         assert "`ssh silent true` has to work" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["0", "runs/a/", "./runs/a"])
+def test_what_names_a_run_is_told_from_an_option_and_may_be_written_in_any_way(
+    login: Login, laptop: Path, name: str
+) -> None:
+    there = here_and_there(laptop, name)
+    (there / "logs" / "rank-0.log").write_text("it")
+    (there.parent if name == "0" else there.parents[1]).rename(laptop.parent / "elsewhere")
+    moved = laptop.parent / "elsewhere" / name
+    places.Place("login", str(laptop.parent), PYTHON, str(moved)).write(laptop / name)
+    done = launcher("logs", name, "--rank", "0", cwd=laptop)
+    assert (done.returncode, done.stdout) == (0, "it"), done.stderr
+
+
 def test_watch_has_the_terminal_and_ends_there_when_it_ends_here(
     login: Login, laptop: Path
 ) -> None:
