@@ -12,7 +12,8 @@ from training import family, guards_of, launcher, started, survivors, wait_for, 
 
 from launcher.run.listing import summary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
+
 # Writes down that it is there, and which signals it hears.
 WAITING = """
 import os, signal, sys, time
@@ -52,6 +53,7 @@ STOPS: list[tuple[str, list[str], str]] = [
 ]
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize(("then", "words", "heard"), STOPS, ids=[row[0] for row in STOPS])
 def test_whoever_is_asked_to_stop_has_stopped(
     then: str, words: list[str], heard: str, tmp_path: Path
@@ -72,6 +74,7 @@ def test_whoever_is_asked_to_stop_has_stopped(
     assert not survivors(everybody)
 
 
+@pytest.mark.cold
 def test_a_second_request_ends_everything_at_once(tmp_path: Path) -> None:
     written(tmp_path, WAITING.format(then="pass"))
     with started("run", "train.py", "--run-dir", "r", "--nproc=2", cwd=tmp_path) as process:
@@ -85,6 +88,7 @@ def test_a_second_request_ends_everything_at_once(tmp_path: Path) -> None:
     assert not survivors(everybody)
 
 
+@pytest.mark.cold
 def test_a_request_that_is_heard_twice_at_once_is_one(tmp_path: Path) -> None:
     """As `timeout` has it, which tells the launcher, and then the group that it is in."""
     written(tmp_path, WAITING.format(then="sys.exit(0)"))
@@ -112,6 +116,7 @@ time.sleep(999)
 """
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("victim", ["rank 1", "agent", "guard", "guard in it", "everybody"])
 def test_nothing_is_left_of_whoever_is_killed(victim: str, tmp_path: Path) -> None:
     written(tmp_path, CHILDREN)

@@ -12,7 +12,8 @@ from training import clean_environment, command, launcher
 
 from launcher.run.listing import summary
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.warm]
+
 PYTHON = {"PYTHONPATH": ""}
 
 
@@ -56,6 +57,7 @@ threading.Thread(target=time.sleep, args=(999,), daemon=True).start()
 WAYS = [["train.py"], ["-m", "pkg.train"], ["sub/train.py"], ["sub/"]]
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_script_sees_what_it_sees_under_python(way: list[str], tmp_path: Path) -> None:
     for name in ("train.py", "pkg/train.py", "sub/train.py", "sub/__main__.py"):
@@ -76,10 +78,13 @@ def test_a_script_sees_what_it_sees_under_python(way: list[str], tmp_path: Path)
     assert result_of(tmp_path / "r")["state"] == "completed"
 
 
+# Who has imported torch before, has its OpenMP: that counts no threads any more.
 FIRST_LINES = """
 import os
 os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"] = "3", "7"
-import argparse, json, torch
+import argparse, ctypes, json, sys
+from importlib.util import find_spec
+from pathlib import Path
 from . import near
 from .below.deep import NAME
 parser = argparse.ArgumentParser()
@@ -93,10 +98,14 @@ parser.add_argument("--config", type=json.loads)
 parser.add_argument("--nproc", action="store_true")
 parser.add_argument("--run-dir", choices=["", "x"])
 cuda = os.environ["CUDA_VISIBLE_DEVICES"]
-print(torch.get_num_threads(), cuda, near.NAME, NAME, __package__, parser.parse_known_args())
+[openmp] = Path(find_spec("torch").origin).parent.glob("lib/lib*omp[.-]*")
+threads = ctypes.CDLL(str(openmp)).omp_get_max_threads()
+words = parser.parse_known_args()
+print(threads, "torch" in sys.modules, cuda, near.NAME, NAME, __package__, words)
 """
 
 
+@pytest.mark.cold
 def test_a_module_is_heard_in_its_first_lines_and_has_its_options_as_they_are(
     tmp_path: Path,
 ) -> None:
@@ -106,7 +115,7 @@ def test_a_module_is_heard_in_its_first_lines_and_has_its_options_as_they_are(
     words = ["a folder", "--shift=-1e-3", "--sizes", "3", "5", "--config", '{"a": [1, "ü $HOME"]}']
     words += ["--nproc", "--run-dir", "", "--option-7", "-", "--", "--lr", "x=3", "", "*"]
     alone = command(sys.executable, "-m", "pkg.train", *words, cwd=tmp_path)
-    assert " 7 pkg.below.deep near pkg.below.deep pkg (Namesp" in alone.stdout, alone.stderr
+    assert "3 False 7 pkg.below.deep near pkg.below.deep pkg (Namesp" in alone.stdout, alone.stderr
     options = ["-m", "pkg.train", "--nproc", "2", "--run-dir", "r"]
     done = launcher("run", *options, "--", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -266,6 +275,7 @@ exec("class Made(bases[0]):\\n    def loss(self): ...")
 """
 
 
+@pytest.mark.warm(scripts=True)
 @pytest.mark.parametrize("more", ["from other import Other", "del Made"])
 def test_a_script_whose_recipe_nobody_trained_has_failed(more: str, tmp_path: Path) -> None:
     written(tmp_path, "from launcher import Recipe\nclass Other(Recipe): ...\n", "other.py")
