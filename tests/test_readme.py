@@ -23,7 +23,7 @@ from launcher.cli.main import main
 from launcher.recipe.file import find, is_script
 from launcher.slurm.profile import load
 
-pytestmark = pytest.mark.warm
+pytestmark = pytest.mark.warm(scripts=True)
 
 README = PROJECT / "README.md"
 CONTRIBUTING = PROJECT / "CONTRIBUTING.md"
@@ -136,9 +136,11 @@ def test_commands_of_a_page_run_and_say_what_is_shown(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_files(PAGES[page], tmp_path)
-    for block in blocks(PAGES[page]):
+    for number, block in enumerate(blocks(PAGES[page])):
         if block.kind == "python" and not block.name and page != "README":
-            done = command(sys.executable, "-c", block.text, cwd=tmp_path)
+            program = tmp_path / f"block-{number}.py"
+            program.write_text(block.text)
+            done = command(sys.executable, program, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
         for line, shown in commands(block.text) if block.kind == "console" else []:
             if line in FIRST:
@@ -156,8 +158,9 @@ def run(line: str, folder: Path) -> list[str]:
     """Run a line of shell to its end; returns the lines that it prints."""
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     name, _, words = line.partition(" ")
-    plain = name == "launcher" and not set(words) & set("$`;&|<>*?#~(){}\n\\")
-    first = str(Path(sys.executable).with_name("launcher"))  # no shell: then it can start warm
+    first = str(Path(sys.executable).with_name(name))  # no shell: then it can start warm
+    plain = Path(first).exists() and not set(words) & set("$`;&|<>*?#~(){}\n\\")
+    first = sys.executable if name == "python" else first
     done = subprocess.run(
         [first, *shlex.split(words)] if plain else ["bash", "-o", "pipefail", "-c", line],
         cwd=folder,
@@ -196,7 +199,8 @@ def trained(
     recipes: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[str, Run]]:
     """All of them trained, by number of processes and name."""
-    cases = [{"name": name, "recipe": str(file), "epochs": 2} for name, file in recipes.items()]
+    size = {"epochs": 1, "test_every": 6}
+    cases = [{"name": name, "recipe": str(file), **size} for name, file in recipes.items()]
     found = {}
     for world in (1, 2, 3):
         folder = tmp_path_factory.mktemp(f"world-{world}")
