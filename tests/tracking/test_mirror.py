@@ -29,7 +29,7 @@ from wandb_server import Run as Page
 from launcher.run.wandb import history_row, position
 from launcher.run.weights import files_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.warm, pytest.mark.timeout(600)]
 # 80 steps of some 50 ms, a report every 5: long enough for something to happen.
 CURVE = (RECIPES / "curve.py", "epochs=4", "step_s=0.04", "hidden=16", "log_every=5")
 LONG = (*CURVE[:1], "epochs=10", *CURVE[2:])
@@ -93,6 +93,7 @@ class Alone(Curve):
 
 
 @pytest.mark.floors
+@pytest.mark.cold  # a warm process has imported wandb
 def test_three_processes_make_one_page_that_equals_the_run_directory(
     server: WandbServer, tmp_path: Path
 ) -> None:
@@ -234,12 +235,15 @@ def trained(
 def core_of(process: "subprocess.Popen[str]") -> psutil.Process:
     """The process in which W&B's client does its work."""
 
-    def cores() -> list[psutil.Process]:
-        family = psutil.Process(process.pid).children(recursive=True)
-        return [one for one in family if "wandb-core" in one.name() or "wandb-core" in one.exe()]
+    found: list[psutil.Process] = []  # of one look: at the next one it may have ended
 
-    wait_for(lambda: bool(cores()))
-    return cores()[0]
+    def seen() -> bool:
+        family = psutil.Process(process.pid).children(recursive=True)
+        found.extend(one for one in family if "wandb-core" in one.name() + one.exe())
+        return bool(found)
+
+    wait_for(seen)
+    return found[0]
 
 
 def arriving(server: WandbServer) -> Callable[[], bool]:
@@ -348,13 +352,15 @@ def test_metrics_and_images_of_a_test_are_on_the_page(tmp_path: Path) -> None:
     assert recorded.summary["final/test_miou"] == tests[-1]["miou"]
 
 
+@pytest.mark.cold
 def test_sigkill_costs_an_offline_run_a_second_and_a_resume_brings_it_back(
     server: WandbServer, tmp_path: Path
 ) -> None:
     run, offline = Run(tmp_path / "r"), talking_to(server) | OFFLINE
     words = ("run", *LONG[:-1], "log_every=1", "checkpoint_every=5", "--run-dir", "r")
     with started(*words, cwd=tmp_path, env=offline) as process:
-        wait_for(lambda: any(run.path.rglob("*.wandb")) and len(run.rows) > 50)
+        wait_for(lambda: any((run.path / "wandb").rglob("*.wandb")))
+        wait_for(lambda: len(read_offline(run.path / "wandb").history) > 50)  # it starts slowly
         kill_everybody(process)
         process.wait(30)
     recorded = read_offline(run.path / "wandb").history
