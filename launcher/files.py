@@ -1,6 +1,7 @@
 """Files and folders: whole or not at all, and never removed but by the process that made them."""
 
 import errno
+import json
 import mmap
 import os
 import stat
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import BadInput, LauncherError
 
@@ -186,3 +188,40 @@ def assets(kind: str) -> Path:
     package = Path(__file__).resolve().parent
     packed = package / "_assets" / kind
     return packed if packed.is_dir() else package.parent / kind
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, None where there is none that can be read."""
+    try:
+        return json_object(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return a JSON object; raises ValueError where it is none."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004  # as for any other wrong text
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return a JSON object as files have it; a number that JSON lacks (NaN) is an error."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: beside it, flushed to disk, renamed over it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically and durably."""
+    with written(path) as beside:
+        beside.write_bytes(content)

@@ -16,8 +16,9 @@ from training import RECIPES, clean_environment, launcher
 from wandb_server import API_KEY, WandbServer, wandb_server
 
 from launcher.cli.main import main
+from launcher.files import write_json
 from launcher.masks import clean, clean_log, is_secret, masked, masked_words
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm import submit
 from launcher.slurm.points import Wishes

@@ -9,11 +9,11 @@ from typing import Any
 
 from launcher.attached.place import Place
 from launcher.errors import BadInput, RunDirError
-from launcher.files import make_folders, warn_of_disk
+from launcher.files import make_folders, warn_of_disk, write_json
 from launcher.processes import shown
 from launcher.run import config, lock, wandb
 from launcher.run.checkpoint_files import all_of
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record
 from launcher.run.told import is_script
 from launcher.run.wandb import ENDINGS

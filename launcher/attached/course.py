@@ -14,9 +14,10 @@ from launcher.attached.ending import Ending
 from launcher.attached.reports import Reports, own_wandb_run
 from launcher.attached.requests import Requests
 from launcher.attached.saving import Saver
+from launcher.files import read_json
 from launcher.pulse import Pulse
 from launcher.run.checkpoint_files import Checkpoint
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.mark import Marker
 
 _WATCHED_S = 24 * 3600.0  # that a rank waits for others where the launcher judges what hangs

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.errors import BadInput
-from launcher.run.directory import RunDir, read_json, write_bytes, write_json
+from launcher.files import read_json, write_bytes, write_json
+from launcher.run.directory import RunDir
 from launcher.run.rows import finite
 from launcher.run.wandb import is_scripts_own
 

@@ -9,8 +9,9 @@ from launcher.child.process import Child
 from launcher.child.words import Asked, words_for_script, words_of
 from launcher.cli.run import run as command
 from launcher.errors import BadInput
+from launcher.files import read_json
 from launcher.run.config import new_run_path
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.listing import rows_of
 
 

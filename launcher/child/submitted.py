@@ -9,9 +9,10 @@ from launcher.child.process import Child
 from launcher.child.words import Asked, words_for_script, words_of
 from launcher.cli.slurm import submit as command
 from launcher.errors import BadInput, LauncherError
+from launcher.files import read_json
 from launcher.remote import place as places
 from launcher.run.config import new_run_path
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.listing import rows_of
 from launcher.slurm import control
 from launcher.slurm.status import Status, runs_of, statuses

@@ -10,10 +10,10 @@ from typing import Any, TextIO
 import click
 
 from launcher.errors import LauncherError, Stopped
-from launcher.files import refused_by_disk
+from launcher.files import read_json, refused_by_disk
 from launcher.launch.launch import Launch
 from launcher.launch.script import launch
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 
 _TOLD, _ASKED = f"{__name__}.told", f"{__name__}.asked"  # in `Context.meta`
 

@@ -21,6 +21,7 @@ from launcher.cli.say import say
 from launcher.cli.scripts import What, refuse_for_script, refuse_words, what, with_script_options
 from launcher.cli.words import PassesOn, TakesHyperparameters
 from launcher.errors import BadInput
+from launcher.files import read_json
 from launcher.gpus import gpus
 from launcher.launch.launch import Launch, Nodes, check, threads_of
 from launcher.launch.resume import (
@@ -42,9 +43,9 @@ from launcher.recipe.hyperparameters import configure, split_overrides
 from launcher.run import wandb
 from launcher.run.config import describe as describe_run
 from launcher.run.config import new_run_path
-from launcher.run.directory import RunDir, read_config, read_json
+from launcher.run.directory import RunDir
 from launcher.run.rows import told_of_test
-from launcher.run.told import is_script
+from launcher.run.told import is_script, read_config
 from launcher.run.weights import weights_of
 
 

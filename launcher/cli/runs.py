@@ -14,13 +14,14 @@ import click
 from launcher.cli.options import Finite
 from launcher.cli.say import say
 from launcher.errors import BadInput, RunDirError
+from launcher.files import write_text
 from launcher.launch.resume import check_is_run
 from launcher.processes import shown
 from launcher.remote import place as places
 from launcher.report.compare import Comparison, Difference, compare
 from launcher.run.best import in_facts, name_of
 from launcher.run.checkpoint_files import all_of, problem
-from launcher.run.directory import RunDir, write_text
+from launcher.run.directory import RunDir
 from launcher.run.listing import RunSummary, age, differences, find_runs, rows_of, summary, word
 from launcher.run.rows import finite
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from launcher.doctor.checks import CLOCKS_S, Check, node_checks, wandb
 from launcher.errors import BadInput, NodeFailed
-from launcher.files import make_folders, remove_empty, seen_file
+from launcher.files import make_folders, read_json, remove_empty, seen_file
 from launcher.gpus import gpus
 from launcher.launch.launch import Nodes, command, environment
 from launcher.processes import kill_tree
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.node_marks import note
 
 PROBE_TIMEOUT_S = 300.0  # torch may come from a slow network file system

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.errors import LauncherError, NodeFailed, Stopped
+from launcher.files import read_json
 from launcher.job import scripts
 from launcher.launch.verdict import verdict
 from launcher.run import mark
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.node_marks import Came, to_blame
 from launcher.run.record import Record
 from launcher.run.told import is_script

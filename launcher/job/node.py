@@ -10,6 +10,7 @@ from functools import partial
 
 from launcher.doctor.doctor import vet
 from launcher.errors import BadInput, NodeFailed, Stopped, TrainingFailed
+from launcher.files import write_json
 from launcher.gpus import gpus
 from launcher.job import scripts
 from launcher.launch.ended import AskedAgain
@@ -17,7 +18,7 @@ from launcher.launch.launch import Launch, Nodes, check
 from launcher.launch.resume import is_completed
 from launcher.launch.script import launch
 from launcher.processes import LOADED, orderly
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.run.node_marks import give_others_time, note, others_asked
 

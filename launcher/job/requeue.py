@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from launcher.errors import Stopped
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.files import read_json, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm.client import hostnames, job_state, scontrol
 

@@ -4,8 +4,9 @@ import os
 import time
 
 from launcher.errors import RunDirError
+from launcher.files import read_json
 from launcher.run import lock
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm.client import job_state
 

@@ -5,9 +5,10 @@ SLURM took its nodes, or one of them was lost.
 
 from contextlib import suppress
 
+from launcher.files import write_json
 from launcher.job.place import leave_out_slow
 from launcher.run import checkpoint_files, mark
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm.client import hostnames
 

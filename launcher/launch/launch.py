@@ -20,7 +20,7 @@ from launcher.errors import (
     NodeFailed,
     TrainingFailed,
 )
-from launcher.files import warn_of_disk
+from launcher.files import warn_of_disk, write_bytes
 from launcher.gpus import gpus, shared
 from launcher.launch.allocator import allocator
 from launcher.launch.fitting import has_to_be_smaller
@@ -31,7 +31,7 @@ from launcher.masks import clean
 from launcher.processes import MEETING, PARENT, cores, shown, without_world
 from launcher.recipe.base import Recipe
 from launcher.run import lock, mark
-from launcher.run.directory import RunDir, write_bytes
+from launcher.run.directory import RunDir
 from launcher.run.record import write_result
 from launcher.run.told import is_script
 from launcher.times.notes import Times

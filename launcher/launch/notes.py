@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from launcher.files import write_json
 from launcher.gpus import gpus
 from launcher.launch.supervise import Watch
 from launcher.run import mark
-from launcher.run.directory import write_json
 
 _AGAIN_S = 10.0
 _QUERY = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total")

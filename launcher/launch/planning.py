@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadInput, RecipeError, TrainingFailed
+from launcher.files import read_json, write_json
 from launcher.launch.launch import Nodes, environment
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile
-from launcher.run.directory import read_json, write_json
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}I": 1 << 10 * power for power, unit in enumerate("KMGT", start=1)}

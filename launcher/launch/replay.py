@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadInput, Interrupted, LauncherError, RunDirError, TrainingFailed
+from launcher.files import read_json
 from launcher.gpus import gpus, shared
 from launcher.launch.launch import Nodes, command, environment, threads_of
 from launcher.launch.resume import kept_checkpoint, recipe_of
@@ -18,7 +19,7 @@ from launcher.launch.verdict import verdict
 from launcher.run import checkpoint_files, mark
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.config import session_of, versions
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.listing import rows_of
 from launcher.run.record import Record
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadInput, RunDirError
+from launcher.files import read_json
 from launcher.launch.launch import Launch, Nodes, threads_of
 from launcher.masks import shown_value
 from launcher.processes import HERE, shown
@@ -21,7 +22,7 @@ from launcher.recipe.only_data import refuse_others
 from launcher.run import checkpoint_files, wandb
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.config import session_of, versions
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.told import is_script
 from launcher.script.script import Script, file_of_module
 

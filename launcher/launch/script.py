@@ -16,7 +16,7 @@ from typing import Any
 from launcher.around import RUN_DIR, START, without_script
 from launcher.console import last_without_console
 from launcher.errors import Interrupted, LauncherError, Stopped, TrainingFailed
-from launcher.files import warn_of_disk
+from launcher.files import read_json, warn_of_disk, write_json
 from launcher.gpus import gpus
 from launcher.launch import launch as recipes
 from launcher.launch.ended import AskedAgain, alike, verdict
@@ -30,7 +30,7 @@ from launcher.processes import MEETING, PARENT, shown, without_world
 from launcher.recipe.file import RecipeFile
 from launcher.recipe.untrained import note_of
 from launcher.run import lock
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.directory import RunDir
 from launcher.run.told import is_script
 from launcher.script.config import describe
 from launcher.script.ends import Ends

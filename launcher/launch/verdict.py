@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.errors import BadInput, LauncherError, NodeFailed, Stopped, TrainingFailed
+from launcher.files import read_json
 from launcher.processes import shown
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record
 
 _MOST_BYTES = 1 << 20

@@ -19,13 +19,14 @@ from torch.distributed.elastic.multiprocessing import PContext, api
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 
+from launcher.files import write_json
 from launcher.leave import leave
 from launcher.node import probe
 from launcher.node.forks import stand_in
 from launcher.node.meeting import Alone, Meeting
 from launcher.replay import process
 from launcher.run import mark
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.train import worker
 
 _GRACE_S = 5  # what workers get to end by themselves when another has failed

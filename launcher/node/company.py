@@ -15,8 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.files import written
-from launcher.run.directory import read_json
+from launcher.files import read_json, written
 from launcher.script.plan import Plan
 
 if TYPE_CHECKING:

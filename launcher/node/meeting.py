@@ -31,9 +31,8 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousStoreInfo,
 )
 
-from launcher.files import written
+from launcher.files import read_json, written
 from launcher.processes import MEETING, STORE, nameless
-from launcher.run.directory import read_json
 
 _HOST = "127.0.0.1"
 _ADDRESS = "address-of-machine-0"

@@ -13,9 +13,8 @@ from typing import Any
 import accelerate
 import torch
 
-from launcher.files import seen_file
+from launcher.files import seen_file, write_json
 from launcher.ranks.context import Context
-from launcher.run.directory import write_json
 
 _LATENCY_ROUNDS = 20
 _SPEED_ROUNDS = 3

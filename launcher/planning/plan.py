@@ -15,12 +15,12 @@ from launcher.data.device import CPU
 from launcher.data.loader import Loader
 from launcher.data.orders import sampler_for
 from launcher.errors import LauncherError, RecipeError
+from launcher.files import read_json, write_json
 from launcher.model.averaging import averaged
 from launcher.planning.states import forms, of_optimizer, size_of
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile, load
 from launcher.recipe.hyperparameters import configure
-from launcher.run.directory import read_json, write_json
 from launcher.sharding.counting import Counted, changed, counted, with_values, without_values
 from launcher.sharding.groups import members
 from launcher.train.parts import Parts, loss_of, model_of, parts_of

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadInput, LauncherError, RunDirError
+from launcher.files import read_json, write_json
 from launcher.remote.connection import in_shell, output_of, pass_on, tied_env
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.directory import RunDir
 
 
 @dataclass(frozen=True)

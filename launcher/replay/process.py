@@ -14,6 +14,7 @@ import torch
 
 from launcher.data.device import claim_gpu
 from launcher.errors import BadInput, LauncherError, SampleFailed, TrainingFailed
+from launcher.files import write_json
 from launcher.leave import leave
 from launcher.processes import without_world
 from launcher.ranks.context import Context
@@ -21,7 +22,7 @@ from launcher.recipe.file import RecipeFile, load
 from launcher.recipe.hyperparameters import configure
 from launcher.replay.replay import Asked, replay
 from launcher.run.checkpoint_files import Checkpoint
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record, step_of
 from launcher.sharding.fitting import take_what_fits
 from launcher.train.worker import ended

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from launcher.errors import BadInput
 from launcher.masks import shown_value
-from launcher.run.directory import RunDir, read_config
+from launcher.run.directory import RunDir
 from launcher.run.listing import rows_of
+from launcher.run.told import read_config
 
 # What says how fast a run was, and when: no two runs are alike in it.
 _OF_TIME = {

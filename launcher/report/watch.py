@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from launcher.files import read_json
 from launcher.masks import clean_log
 from launcher.run import mark
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.listing import RunSummary, age, number, summary, word
 from launcher.run.rows import metrics_in
 from launcher.times import slow

@@ -12,10 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from launcher.files import read_json
 from launcher.recipe.base import Recipe
 from launcher.recipe.file import RecipeFile
 from launcher.run import wandb
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 
 # What a session of a run notes of itself.
 _SESSION = ("world_size", "nodes", "threads", "cpu", "hyperparameters")

@@ -1,6 +1,5 @@
-"""The run directory: every path of a run, atomic writes, and the files shipped with the package."""
+"""The run directory: every path of a run, who made it, and what of it is whose."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunDirError
-from launcher.files import make_folders, remove_empty, written
+from launcher.files import json_object, json_text, make_folders, remove_empty, written
 from launcher.masks import masked_config
-from launcher.run.told import CONFIG, Told, is_script
+from launcher.run.told import is_script, read_config
 
 _BLOCK = 1 << 20  # bytes
 _CLAIM = ".new-run.tmp"  # there while a run is being made: of several at once, one makes it
@@ -198,7 +197,7 @@ class RunDir:
         """Write config.json; one that holds secrets is for its owner alone."""
         private = "hyperparameters" in config and masked_config(config) != config
         with written(self.config, private=private) as beside:
-            beside.write_text(_json(config), encoding="utf-8")
+            beside.write_text(json_text(config), encoding="utf-8")
 
     @contextmanager
     def _being_made(self) -> Iterator[None]:
@@ -275,7 +274,7 @@ class RunDir:
                 first, *lines = (file.read(at - start) + later).split(b"\n")
                 for line in reversed(lines if start else [first, *lines]):
                     with suppress(ValueError):
-                        return _json_object(line.decode())
+                        return json_object(line.decode())
                 at, later = start, first
         return {}
 
@@ -284,52 +283,3 @@ def _finished(name: str) -> str:
     """Return the name that a file has once it is written."""
     found = _UNFINISHED.fullmatch(name)
     return found[1] if found else name
-
-
-def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:
-    """Return a config.json; raises RunDirError when it cannot be read, or a value is no such.
-
-    Who only wants `to_look` takes all values but the hyperparameters as they are.
-    """
-    kinds = {"hyperparameters": dict} if to_look else CONFIG
-    try:
-        told = Told(path, _json_object(path.read_text(encoding="utf-8")), kinds)
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
-    told["hyperparameters"]  # raises where there are none
-    return told
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, None where there is none that can be read."""
-    try:
-        return _json_object(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it is not a JSON object")  # noqa: TRY004  # as for any other wrong text
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically; a number that JSON lacks (NaN) is an error."""
-    write_text(path, _json(value))
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: beside it, flushed to disk, renamed over it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably."""
-    with written(path) as beside:
-        beside.write_bytes(content)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.errors import RunDirError
-from launcher.run.directory import RunDir, read_json, write_json, write_text
+from launcher.files import read_json, write_json, write_text
+from launcher.run.directory import RunDir
 from launcher.run.told import Told
 
 # How an attempt ended. "interrupted": SLURM took the nodes away, by preemption, scancel or because

@@ -15,13 +15,14 @@ from typing import Any, Literal, get_args
 import orjson
 import psutil
 
+from launcher.files import read_json
 from launcher.masks import masked_config
 from launcher.recipe.hyperparameters import shown
 from launcher.run import lock
 from launcher.run.best import name_of, score
-from launcher.run.directory import RunDir, read_config, read_json
+from launcher.run.directory import RunDir
 from launcher.run.rows import metrics_in
-from launcher.run.told import is_script
+from launcher.run.told import is_script, read_config
 
 # "killed": it has begun, tells no end, and nobody living holds its lock. "new": it has not begun.
 State = Literal["running", "completed", "stopped", "failed", "killed", "new"]

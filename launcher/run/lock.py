@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 from launcher.errors import RunDirError
-from launcher.run.directory import RunDir, read_json
+from launcher.files import read_json
+from launcher.run.directory import RunDir
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0  # a holder on another machine that has been silent for so long is dead

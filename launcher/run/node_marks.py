@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from launcher.errors import ANOTHER_WAS_NOT
+from launcher.files import read_json
 from launcher.run import mark
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record
 
 # The node's script runs; Python does; its disk, clock and name are sound; torch can be imported;

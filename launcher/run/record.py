@@ -29,10 +29,10 @@ from launcher.errors import (
     Stopped,
     TooLarge,
 )
-from launcher.files import assets
+from launcher.files import assets, read_json, write_json
 from launcher.processes import shown
 from launcher.run.checkpoint_files import all_of
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.directory import RunDir
 
 _STEP = "_launcher_step"  # attribute of an exception
 State = Literal["running", "completed", "stopped", "failed"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import RunDirError
+from launcher.files import json_object
 
 # What a config.json says, where it says it.
 CONFIG = {
@@ -35,3 +36,17 @@ class Told(dict[str, Any]):
 def is_script(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a script."""
     return config.get("kind") == KIND
+
+
+def read_config(path: Path, *, to_look: bool = False) -> dict[str, Any]:
+    """Return a config.json; raises RunDirError when it cannot be read, or a value is no such.
+
+    Who only wants `to_look` takes all values but the hyperparameters as they are.
+    """
+    kinds = {"hyperparameters": dict} if to_look else CONFIG
+    try:
+        told = Told(path, json_object(path.read_text(encoding="utf-8")), kinds)
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"`{path}` is not the config.json of a run: {error}") from error
+    told["hyperparameters"]  # raises where there are none
+    return told

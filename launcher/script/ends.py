@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.files import read_json, write_json
+from launcher.run.directory import RunDir
 
 START_AGAIN = 75  # EX_TEMPFAIL: a process that leaves with it wants to be started again
 

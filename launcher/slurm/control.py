@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launcher.errors import BadInput, LauncherError, RunDirError
+from launcher.files import write_json
 from launcher.masks import clean_log
 from launcher.processes import shown
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import Job, SlurmFolder
 from launcher.run.node_marks import told
 from launcher.slurm import client

@@ -21,9 +21,9 @@ from typing import IO
 from launcher.doctor.checks import Check, node_checks, wandb
 from launcher.doctor.doctor import process_checks, there
 from launcher.errors import BadInput
+from launcher.files import read_json, write_json
 from launcher.launch.launch import Nodes
 from launcher.processes import orderly
-from launcher.run.directory import read_json, write_json
 from launcher.slurm.options import for_site, gpus_of, nodes_of, of_environment, settled, words_of
 from launcher.slurm.profile import Profile
 

@@ -22,9 +22,9 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from launcher.errors import BadInput, RunDirError
-from launcher.files import make_new_folder, remove_empty, sync
+from launcher.files import make_new_folder, read_json, remove_empty, sync, write_bytes
 from launcher.recipe.source import package
-from launcher.run.directory import RunDir, read_json, write_bytes
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm.credentials import looks_secret
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadInput, RunDirError
-from launcher.files import make_new_folder, remove_empty
+from launcher.files import make_new_folder, read_json, remove_empty, write_json, write_text
 from launcher.launch.launch import Nodes
 from launcher.masks import masked_words
 from launcher.recipe.file import find
 from launcher.run import wandb
 from launcher.run.config import new_run_path
-from launcher.run.directory import RunDir, read_json, write_json, write_text
+from launcher.run.directory import RunDir
 from launcher.run.job import Job, SlurmFolder
 from launcher.run.weights import weights_of
 from launcher.slurm import client, options, partitions, render, snapshot

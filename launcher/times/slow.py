@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from statistics import median_low
 
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.files import read_json, write_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record
 
 # Machines of one kind are within some percent of each other; one that is throttled, or shared with

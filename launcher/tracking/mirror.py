@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from launcher.errors import BadInput, Interrupted, LauncherError, Stopped
+from launcher.files import read_json
 from launcher.processes import PARENT, kill_tree, shown
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.wandb import Ending, Mode, is_scripts_own
 from launcher.run.weights import files_of
 

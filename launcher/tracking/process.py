@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from launcher.files import read_json, write_json
 from launcher.masks import clean
 from launcher.processes import PARENT, children
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.directory import RunDir
 from launcher.run.wandb import ENDINGS, Ending, is_scripts_own
 from launcher.tracking.mirror import has_rows
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import wandb
 
-from launcher.run.directory import RunDir, read_json
+from launcher.files import read_json
+from launcher.run.directory import RunDir
 from launcher.run.told import is_script
 from launcher.run.wandb import config_of, history_row, is_on, position, summary_of
 from launcher.run.weights import files_of

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadInput, TrainingFailed
+from launcher.files import read_json
 from launcher.processes import shown
 from launcher.run import lock
-from launcher.run.directory import RunDir, read_json
+from launcher.run.directory import RunDir
 from launcher.run.wandb import has_credentials
 from launcher.tracking.mirror import environment
 

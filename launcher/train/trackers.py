@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from launcher.console import Lasting
-from launcher.run.directory import write_bytes
+from launcher.files import write_bytes
 from launcher.run.rows import finite
 
 _SILENT_S = 30.0  # how long a console without a bar may say nothing

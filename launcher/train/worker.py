@@ -12,6 +12,7 @@ from torch import OutOfMemoryError
 
 from launcher.data.device import claim_gpu
 from launcher.errors import NonFiniteLoss, RunDirError, Stopped
+from launcher.files import write_json
 from launcher.leave import leave
 from launcher.masks import clean
 from launcher.processes import shown
@@ -25,7 +26,7 @@ from launcher.recipe.only_data import watched
 from launcher.run import checkpoint_files
 from launcher.run.checkpoint_files import Checkpoint
 from launcher.run.config import note_beginning
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.mark import Marker
 from launcher.run.record import Record, in_step, logged
 from launcher.run.rows import told_of_test

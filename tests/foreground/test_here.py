@@ -16,8 +16,9 @@ from submitted import CURVE, WORDS, Submitted, check_same, submit
 from training import clean_environment, launcher, wait_for
 
 from launcher.errors import BadInput
+from launcher.files import write_json
 from launcher.foreground import here
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.slurm import control
 

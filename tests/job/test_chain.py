@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.files import write_json
 from launcher.job.chain import leave_out
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 
 AWAY = "Unable to contact slurm controller (connect failure)"

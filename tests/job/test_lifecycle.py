@@ -19,12 +19,13 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
+from launcher.files import read_json, write_json
 from launcher.job import lifecycle, place, turn, unheard
 from launcher.job.budgets import Budgets
 from launcher.job.lifecycle import Here, answer, judge
 from launcher.launch.ended import AskedAgain
 from launcher.run import lock, mark, node_marks
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder, Verdict
 from launcher.run.record import Record, State
 from launcher.times import notes as times

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from training import clean_environment, wait_for
 
+from launcher.files import write_json
 from launcher.recipe.file import find, outline
 from launcher.run.config import describe
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.run.node_marks import look, note
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import Stopped
+from launcher.files import read_json, write_json
 from launcher.job import requeue as slurm_requeue
 from launcher.job.requeue import goes_elsewhere, requeue
-from launcher.run.directory import RunDir, read_json, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 
 AWAY = "Unable to contact slurm controller (connect failure)"

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from launcher.errors import LauncherError, Stopped, TrainingFailed
+from launcher.files import write_json
 from launcher.job.budgets import Budgets
 from launcher.job.scripts import cause, judged, with_grace
 from launcher.launch.ended import AskedAgain
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, SlurmFolder
 from launcher.run.node_marks import Came
 from launcher.script.ends import End, Ends

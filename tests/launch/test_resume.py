@@ -6,13 +6,14 @@ import pytest
 from training import RECIPES, Run, launcher
 
 from launcher.errors import BadInput
+from launcher.files import write_json
 from launcher.launch.launch import Nodes
 from launcher.launch.resume import resumed, where_it_began
 from launcher.processes import shown
 from launcher.recipe.file import find, outline
 from launcher.recipe.hyperparameters import configure
 from launcher.run.config import describe
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 
 pytestmark = pytest.mark.warm
 

@@ -14,8 +14,9 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
+from launcher.files import write_json
 from launcher.launch.verdict import first_failure, verdict
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record
 
 

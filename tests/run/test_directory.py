@@ -11,15 +11,9 @@ from typing import Any
 import pytest
 
 from launcher.errors import RunDirError
-from launcher.files import assets, written
-from launcher.run.directory import (
-    RunDir,
-    read_config,
-    read_json,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from launcher.files import assets, read_json, write_bytes, write_json, write_text, written
+from launcher.run.directory import RunDir
+from launcher.run.told import read_config
 
 CONFIG: dict[str, Any] = {"recipe": "r", "hyperparameters": {"epochs": 1}}
 
@@ -157,7 +151,8 @@ FULL_DISK = """
 import resource, sys
 from contextlib import ExitStack
 from pathlib import Path
-from launcher.run.directory import RunDir, write_text
+from launcher.files import write_text
+from launcher.run.directory import RunDir
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 """
 

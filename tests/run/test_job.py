@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from launcher.run.directory import write_json
+from launcher.files import write_json
 from launcher.run.job import Job, SlurmFolder
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ANOTHER_WAS_NOT, PeerFailed
+from launcher.files import write_json
 from launcher.run import mark, node_marks
-from launcher.run.directory import RunDir, write_json
+from launcher.run.directory import RunDir
 from launcher.run.node_marks import Came, give_others_time, look_at_all, note, to_blame
 from launcher.run.record import Record
 

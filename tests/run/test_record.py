@@ -16,7 +16,8 @@ from launcher.errors import (
     Stopped,
     TrainingFailed,
 )
-from launcher.run.directory import RunDir, read_json
+from launcher.files import read_json
+from launcher.run.directory import RunDir
 from launcher.run.record import Record, logged, users_frames, write_result
 
 

@@ -13,7 +13,8 @@ from snapshots import PROJECT, copied, git, links, repository, take, write
 from training import RECIPES
 
 from launcher.errors import BadInput, RunDirError
-from launcher.run.directory import RunDir, write_json
+from launcher.files import write_json
+from launcher.run.directory import RunDir
 from launcher.slurm import snapshot, submit
 from launcher.slurm.points import Wishes
 

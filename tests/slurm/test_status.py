@@ -15,8 +15,9 @@ from training import Run, started, wait_for
 from training import launcher as in_a_process
 
 from launcher.cli.main import main
+from launcher.files import write_json, write_text
 from launcher.run import lock
-from launcher.run.directory import RunDir, write_json, write_text
+from launcher.run.directory import RunDir
 from launcher.run.job import Attempt, Job, SlurmFolder
 from launcher.run.listing import summary
 from launcher.slurm import status

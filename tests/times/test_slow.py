@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from launcher.cli.jobs import status
-from launcher.run.directory import RunDir, write_json
+from launcher.files import write_json
+from launcher.run.directory import RunDir
 from launcher.run.job import SlurmFolder
 from launcher.run.record import Record
 from launcher.times import slow
