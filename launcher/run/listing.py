@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import orjson
 import psutil
 
 from launcher.files import read_json
@@ -231,6 +230,8 @@ def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
 
     Nor can orjson read NaN, which json can.
     """
+    import orjson  # noqa: PLC0415  # not for commands that read none
+
     try:
         found = orjson.loads(b"[" + b",".join(lines) + b"]")
     except ValueError:
