@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,8 +26,8 @@ from launcher.run.told import is_script, read_config
 State = Literal["running", "completed", "stopped", "failed", "killed", "new"]
 
 DEEPEST = 4  # levels below a folder in which runs are looked for
-_AT_ONCE = 1000  # lines of metrics.jsonl that are read together
-_BLOCK = 1 << 24  # bytes of it
+_AT_ONCE = 1 << 20  # bytes of metrics.jsonl that become rows together
+_BLOCK = 1 << 24  # and in which only some are looked for
 _TEST = b'"test"'
 
 
@@ -114,9 +113,12 @@ def summary(path: Path) -> RunSummary:
 
 def rows_of(run: RunDir) -> Iterator[dict[str, Any]]:
     """Give all rows of metrics.jsonl; lines that cannot be read are left out."""
-    with suppress(OSError), run.metrics.open("rb") as lines:
-        while part := list(islice(lines, _AT_ONCE)):
-            yield from _rows(part)
+    rest = b""
+    with suppress(OSError), run.metrics.open("rb") as file:
+        while block := file.read(_AT_ONCE):
+            whole, _, rest = (rest + block).rpartition(b"\n")
+            yield from _rows(whole)
+        yield from _rows(rest)
 
 
 def differing(those: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -225,7 +227,7 @@ def _last_train(lines: bytes) -> bytes:
     return b""
 
 
-def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
+def _rows(lines: bytes) -> list[dict[str, Any]]:
     """Return the rows in some lines: read at once, but where one of them cannot be read.
 
     Nor can orjson read NaN, which json can.
@@ -233,9 +235,9 @@ def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
     import orjson  # noqa: PLC0415  # not for commands that read none
 
     try:
-        found = orjson.loads(b"[" + b",".join(lines) + b"]")
+        found = orjson.loads(b"[" + lines.replace(b"\n", b",") + b"]")
     except ValueError:
-        found = map(_row, lines)
+        found = map(_row, lines.split(b"\n"))
     return [row for row in found if row and isinstance(row, dict)]
 
 
