@@ -165,6 +165,7 @@ def test_imports_go_down_and_stay_on_their_side(module: str) -> None:
     assert others <= DOORS
 
 
+@pytest.mark.slow
 def test_no_import_goes_in_a_circle() -> None:
     graph = {module: {imported for imported, _ in imports(module)} for module in MODULES}
     assert graph["train.worker"] >= {"train.testing", "train.loops"}

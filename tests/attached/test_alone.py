@@ -9,6 +9,8 @@ from training import Run, command, launcher
 
 PLAIN = """
 import launcher
+
+pytestmark = pytest.mark.slow
 run = launcher.attach({options})
 for step in run.steps(3):
     run.log(step, loss=1.0)
@@ -83,7 +85,6 @@ def test_a_run_that_goes_on_elsewhere_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "r" / "lock.json").exists()
 
 
-@pytest.mark.slow
 def test_a_run_of_a_recipe_is_refused(tmp_path: Path) -> None:
     assert launcher("run", "digits", "steps=1", "--run-dir", "r", cwd=tmp_path).returncode == 0
     before = (tmp_path / "r" / "config.json").read_bytes()
@@ -98,7 +99,6 @@ def test_an_interpreter_without_a_file_has_a_run_too(tmp_path: Path) -> None:
     assert [path.name[:7] for path in (tmp_path / "runs").iterdir()] == ["script-"]
 
 
-@pytest.mark.slow
 def test_rows_are_mirrored_to_wandb(tmp_path: Path) -> None:
     done = python(PLAIN.format(options="dir='r'"), cwd=tmp_path, env={"WANDB_MODE": "offline"})
     assert "`launcher sync r` uploads it" in done.stderr  # in time or, on a busy machine, not

@@ -9,6 +9,8 @@ import pytest
 
 from launcher.attached import leaving
 
+pytestmark = pytest.mark.slow
+
 seen: list[bool | None] = []
 
 

@@ -13,6 +13,8 @@ from launcher.attached.reports import Reports, number
 from launcher.errors import BadInput
 from launcher.run.directory import RunDir
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_row_has_the_numbers_as_recipes_have_them(tmp_path: Path) -> None:
     done = counting("run.log(step, loss=1 / (1 + step), bad=float('nan'), n=step)", 2, tmp_path)

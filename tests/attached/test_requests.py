@@ -9,6 +9,8 @@ from scripted import python, record
 COUNTED = """
 import os, signal, sys, threading, time
 import launcher
+
+pytestmark = pytest.mark.slow
 """
 
 

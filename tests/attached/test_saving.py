@@ -9,6 +9,8 @@ from training import Run, command
 
 LOOP = """
 import os, sys, launcher
+
+pytestmark = pytest.mark.slow
 """
 
 

@@ -7,8 +7,9 @@ import pytest
 from scripted import counting, python, record, steps_saved
 from training import PROJECT, Run, command
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize(
     ("body", "code", "state", "saved"),
     [

@@ -33,6 +33,7 @@ class Base(Recipe):
     batch_size: int = 7
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # a busy machine
 @given(st.integers(1, 700), st.integers(1, 40), st.integers(0, 5), st.integers(0, 2**40))
 def test_blocks_have_every_sample_once(size: int, block: int, epoch: int, seed: int) -> None:

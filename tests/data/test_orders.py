@@ -142,6 +142,7 @@ def test_a_sample_has_another_name_each_time_that_it_comes(indices: list[int]) -
     assert [name == i for name, i in zip(names.tolist(), indices, strict=True)] == firsts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("data", DATA)
 def test_steps_are_the_same_for_any_number_of_processes_and_micro_batches(

@@ -164,6 +164,7 @@ def test_a_mean_over_all_samples_is_taken_whatever_is_in_it() -> None:
 LATE = labels((23, -100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), Own(nn.NLLLoss())])
 @pytest.mark.parametrize("kind", [ArrayDataset, Listed])

@@ -79,6 +79,7 @@ DEFAULTS: list[tuple[bool, str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("enough", "top", "default"), DEFAULTS)
 def test_outline_and_load_agree_on_the_fields(
     enough: bool, top: str, default: str, tmp_path: Path

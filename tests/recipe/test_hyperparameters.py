@@ -75,6 +75,7 @@ def text_of(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
+@pytest.mark.slow
 @given(VALUES)
 @settings(deadline=None)
 def test_any_value_is_the_same_after_a_round_trip_through_text(typed: tuple[Any, Any]) -> None:
@@ -84,6 +85,7 @@ def test_any_value_is_the_same_after_a_round_trip_through_text(typed: tuple[Any,
     assert type(recipe.value) is type(value)
 
 
+@pytest.mark.slow
 @given(VALUES)
 @settings(deadline=None)
 def test_any_value_is_the_same_after_a_round_trip_through_json(typed: tuple[Any, Any]) -> None:
@@ -95,6 +97,7 @@ def test_any_value_is_the_same_after_a_round_trip_through_json(typed: tuple[Any,
     assert type(again.value) is type(value)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([hint for hint, _ in TYPED]),
     st.text("0123456789.,-+einfaxtrue ") | st.none() | st.booleans() | FINITE | st.lists(FINITE),

@@ -155,6 +155,7 @@ def written(folder: Path, files: dict[str, str]) -> RecipeFile:
     return find(str(folder / list(files)[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RECIPES)
 def test_a_recipe_is_one_in_whatever_form(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +166,7 @@ def test_a_recipe_is_one_in_whatever_form(
     assert describe(load(file))[-1][:3] == ("width", "int", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", SCRIPTS)
 def test_a_script_is_none_and_is_not_run(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,6 +198,7 @@ def test_the_nearest_to_a_recipe_is_named(
     assert hint in str(caught.value.hint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -41,6 +41,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other and type(one) is type(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [repr, json.dumps, shown])
 @given(VALUES)
 @settings(deadline=None)

@@ -69,6 +69,7 @@ def test_what_is_written_is_valid_and_listed_in_order(tmp_path: Path) -> None:
     assert all_of(tmp_path)[0].size > 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash_at", range(1, 26))
 def test_a_crash_between_any_two_steps_leaves_a_valid_checkpoint(
     tmp_path: Path, crash_at: int

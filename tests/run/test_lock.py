@@ -88,6 +88,7 @@ def test_a_holder_s_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_of_several_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
     write_lock(RunDir(tmp_path), host=socket.gethostname(), pid=2**22 + 1, started=0)
     words = [sys.executable, "-c", HOLD, str(tmp_path), "3"]

@@ -58,6 +58,7 @@ def test_a_repository_below_the_current_folder_is_not_what_a_module_is_found_fro
     assert (taken.workdir, taken.recipe_path) == (run.snapshot, run.snapshot / "pkg" / "train.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module", "installed"),
     [
