@@ -7,10 +7,10 @@ import pytest
 from scripted import python
 from training import Run, command, launcher
 
+pytestmark = pytest.mark.slow
+
 PLAIN = """
 import launcher
-
-pytestmark = pytest.mark.slow
 run = launcher.attach({options})
 for step in run.steps(3):
     run.log(step, loss=1.0)

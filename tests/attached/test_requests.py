@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from scripted import python, record
 
+pytestmark = pytest.mark.slow
+
 COUNTED = """
 import os, signal, sys, threading, time
 import launcher
-
-pytestmark = pytest.mark.slow
 """
 
 

@@ -7,10 +7,10 @@ import pytest
 from scripted import counting, python, record, steps_saved
 from training import Run, command
 
+pytestmark = pytest.mark.slow
+
 LOOP = """
 import os, sys, launcher
-
-pytestmark = pytest.mark.slow
 """
 
 
