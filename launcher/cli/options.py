@@ -41,6 +41,11 @@ TRACKING = click.option(
     help="Weights & Biases: online, offline (`launcher sync` uploads it later) or disabled. "
     "[default: WANDB_MODE, else online where there are credentials, else offline]",
 )
+PEAK_TFLOPS = click.option(
+    "--peak-tflops",
+    type=Finite(0, min_open=True),
+    help="Dense TFLOP/s of a device, to tell FLOP/s as a share of it (MFU): peak_tflops=X.",
+)
 INIT_FROM = click.option(
     "--init-from",
     type=click.Path(path_type=Path, exists=True),

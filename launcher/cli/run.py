@@ -11,9 +11,9 @@ from launcher.cli.options import (
     INIT_FROM,
     MAX_RESTARTS,
     NPROC,
+    PEAK_TFLOPS,
     RUN_DIR,
     TRACKING,
-    Finite,
     machines,
 )
 from launcher.cli.runs import accuracy_words
@@ -73,11 +73,7 @@ from launcher.run.weights import weights_of
 @MAX_RESTARTS
 @with_script_options
 @click.option("--profile", is_flag=True, help="Trace some steps: trace-rank-K.json, for Perfetto.")
-@click.option(
-    "--peak-tflops",
-    type=Finite(0, min_open=True),
-    help="Dense TFLOP/s of a device, to tell FLOP/s as a share of it (MFU): peak_tflops=X.",
-)
+@PEAK_TFLOPS
 @TRACKING
 @click.option("--project", help="W&B project. [default: WANDB_PROJECT, else the recipe's name]")
 @click.option("--group", help="W&B group. [default: WANDB_RUN_GROUP]")
